@@ -1,0 +1,39 @@
+"""Planish: compiler passes that shrink and speed up PyTorch models, with an audit of each step.
+
+The public names load on first use, so that ``import planish`` costs nothing and running an
+artifact never imports the passes.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from planish.api import Result, capture, load, optimize
+    from planish.ir.errors import PlanishError
+    from planish.ir.program import Program
+
+__version__ = "0.1.0"
+
+__all__ = ["PlanishError", "Program", "Result", "__version__", "capture", "load", "optimize"]
+
+_HOMES = {
+    "PlanishError": "planish.ir.errors",
+    "Program": "planish.ir.program",
+    "Result": "planish.api",
+    "capture": "planish.api",
+    "load": "planish.api",
+    "optimize": "planish.api",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from the module that defines it, once."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'planish' has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(_HOMES[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Recovers composite operators from what the exporter decomposed."""

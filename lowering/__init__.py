@@ -1,0 +1,1 @@
+"""From a `Program` to an artifact that a runtime can load."""

@@ -1,0 +1,1 @@
+"""Reading and checking recipes; the ready ones are in `zoo/`."""

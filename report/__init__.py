@@ -1,0 +1,1 @@
+"""Reports of a conversion, and their pictures."""

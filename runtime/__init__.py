@@ -1,0 +1,1 @@
+"""Running, evaluating and timing an artifact."""
