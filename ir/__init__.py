@@ -1,1 +1,1 @@
-"""The program: a functional graph with the checkpoint's tensors, and the analyses that only read it."""
+"""The program: a functional graph with the checkpoint's tensors, and what only reads it."""

@@ -1,0 +1,133 @@
+"""The composite operators of the `planish::` namespace.
+
+Exporters take models apart: an RMS norm arrives as six nodes, a rotary embedding as eight.
+Normalization (`planish.ir.normalize`) puts them together again as the operators declared here,
+which passes and lowerings speak of. Each is an ordinary torch operator with an eager
+implementation and a shape function, so a program that holds them still runs and exports.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.library import Library
+from torch.nn import functional
+
+_LIBRARY = Library("planish", "DEF")
+
+ACTIVATIONS = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+}
+"""The activations that `planish::gated` knows, by name."""
+
+
+def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    narrow = normed.to(x.dtype)
+    return narrow if weight is None else narrow * weight
+
+
+def _rms_norm_fake(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:  # noqa: ARG001
+    dtype = x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype)
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _rotate(x: Tensor, interleaved: bool) -> Tensor:
+    if interleaved:
+        return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def _rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    width = cos.shape[-1]
+    turned, rest = x[..., :width], x[..., width:]
+    turned = turned * cos + _rotate(turned, interleaved) * sin
+    return torch.cat((turned, rest), dim=-1) if x.shape[-1] > width else turned
+
+
+def _rotary_fake(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:  # noqa: ARG001
+    dtype = torch.promote_types(x.dtype, cos.dtype)
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    softcap: float,
+) -> Tensor:
+    if softcap == 0.0:
+        return functional.scaled_dot_product_attention(
+            query, key, value, mask, is_causal=is_causal, scale=scale, enable_gqa=True
+        )
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    scores = softcap * torch.tanh((query @ key.transpose(-1, -2)) * (scale / softcap))
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        allowed = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, float("-inf")) if allowed else scores + mask
+    return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+
+
+def _attention_fake(
+    query: Tensor,
+    key: Tensor,  # noqa: ARG001
+    value: Tensor,
+    mask: Tensor | None,  # noqa: ARG001
+    is_causal: bool,  # noqa: ARG001
+    scale: float,  # noqa: ARG001
+    softcap: float,  # noqa: ARG001
+) -> Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+def _gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    return ACTIVATIONS[activation](gate) * up
+
+
+def _gated_fake(gate: Tensor, up: Tensor, activation: str) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(gate, memory_format=torch.contiguous_format)
+
+
+_OPERATORS = {
+    "rms_norm(Tensor x, Tensor? weight, float eps) -> Tensor": (_rms_norm, _rms_norm_fake),
+    "rotary(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor": (
+        _rotary,
+        _rotary_fake,
+    ),
+    "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, bool is_causal, float scale, "
+    "float softcap=0.0) -> Tensor": (_attention, _attention_fake),
+    "gated(Tensor gate, Tensor up, str activation) -> Tensor": (_gated, _gated_fake),
+}
+
+for _schema, (_eager, _fake) in _OPERATORS.items():
+    _name = _schema.partition("(")[0]
+    _LIBRARY.define(_schema)
+    _LIBRARY.impl(_name, _eager, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"planish::{_name}", _fake, lib=_LIBRARY)
+
+rms_norm = torch.ops.planish.rms_norm.default
+"""`rms_norm(x, weight?, eps)`: x / sqrt(mean(x²) + eps) · weight over the last dimension,
+normalized in float32 and rounded to x's dtype before the weight (Zhang and Sennrich, 2019)."""
+
+rotary = torch.ops.planish.rotary.default
+"""`rotary(x [B,H,T,D], cos [..., T, R], sin [..., T, R], interleaved)`: turns the first R ≤ D
+coordinates by position, as halves or as interleaved pairs (RoFormer, Su et al., 2021)."""
+
+attention = torch.ops.planish.attention.default
+"""`attention(query [B,H,T,D], key [B,K,S,D], value [B,K,S,V], mask?, is_causal, scale, softcap)`:
+softmax attention where each of the K key heads serves H / K query heads. `mask` is boolean (true
+takes part) or additive and broadcasts to [B,H,T,S]; `softcap` 0 means none."""
+
+gated = torch.ops.planish.gated.default
+"""`gated(gate, up, activation)`: activation(gate) · up, as in GLU variants (Shazeer, 2020)."""

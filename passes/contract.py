@@ -1,0 +1,53 @@
+"""What a pass is, and what it promises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from planish.ir.errors import PlanishError
+from planish.ir.program import Program
+
+OPTIONS = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+"""How the options of a pass are validated, from Python and from recipes alike."""
+
+
+class NotApplicable(PlanishError):
+    """A pass refuses a program: why, where, and what would help."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a pass promises; the pipeline checks it after every run.
+
+    Attributes:
+        numerics: `"exact"` passes give the same function over the reals, checked to rounding on
+            the samples; `"lossy"` ones are measured, and the report says what they cost.
+        isolation: `"kept"` passes let no request in a batch reach another that it could not reach
+            before.
+    """
+
+    numerics: Literal["exact", "lossy"]
+    isolation: Literal["kept", "may break"]
+
+
+class Pass(ABC):
+    """A rewrite of programs.
+
+    A pass is a frozen pydantic dataclass (`@dataclass(frozen=True, config=OPTIONS)` of
+    `pydantic.dataclasses`) whose fields are its options, each with a docstring that the command
+    line and the schema of recipes show. Calling it gives a new program.
+    """
+
+    contract: ClassVar[Contract]
+
+    @abstractmethod
+    def __call__(self, program: Program) -> Program:
+        """Rewrite a copy of `program`.
+
+        Raises:
+            NotApplicable: if the program is not one this pass can transform.
+        """

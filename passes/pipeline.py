@@ -1,0 +1,151 @@
+"""Running passes: a for loop, and after every pass a check of what it promised."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planish.ir.errors import PlanishError
+from planish.ir.program import Change, Program
+from planish.ir.shapes import well_formed
+from planish.passes.contract import Pass
+
+Outputs = list[dict[str, Tensor]]
+
+TOLERANCE = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 1e-2,
+    torch.bfloat16: 5e-2,
+}
+"""The relative error that counts as rounding for an exact pass, by the coarsest dtype at work."""
+
+UNANALYSED = "unproven (not analysed)"
+"""The isolation verdict until the analysis is there to give one."""
+
+
+class BrokenPromise(PlanishError):
+    """A pass did not keep its contract: a defect of the pass, not of the model."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one pass did.
+
+    Attributes:
+        name: of the pass, as in `PASSES`.
+        options: its fields.
+        numerics: what its contract promises.
+        changes: each rewrite, in order.
+        error: relative L2 error of the outputs against those before the pass, the largest over
+            samples and outputs; None for a program without samples.
+        parameters: numbers stored, before and after.
+        nbytes: bytes of all tensors, before and after.
+        isolation: the verdict after the pass.
+        seconds: how long the pass took, checks left out.
+    """
+
+    name: str
+    options: dict[str, Any]
+    numerics: str
+    changes: tuple[Change, ...]
+    error: float | None
+    parameters: tuple[int, int]
+    nbytes: tuple[int, int]
+    isolation: str
+    seconds: float
+
+
+def apply(
+    program: Program,
+    passes: Sequence[Pass],
+    *,
+    names: Callable[[Pass], str],
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[Program, tuple[Step, ...]]:
+    """Run `passes` in order and check each.
+
+    Args:
+        program: the input; it stays as it is.
+        passes: what to run.
+        names: gives the name of a pass, for the steps and for errors.
+        progress: told the name of each pass when it begins.
+
+    Raises:
+        planish.passes.contract.NotApplicable: if a pass refuses the program.
+        BrokenPromise: if a result is ill-formed, not finite, or further off than promised.
+    """
+    steps = []
+    outputs = _evaluate(program)
+    for one in passes:
+        name = names(one)
+        progress(name)
+        start = time.perf_counter()
+        after = one(program)
+        seconds = time.perf_counter() - start
+        well_formed(after)
+        outputs_after = _evaluate(after)
+        error = _error(name, one, outputs, outputs_after)
+        steps.append(
+            Step(
+                name=name,
+                options=_options(one),
+                numerics=one.contract.numerics,
+                changes=after.changes[len(program.changes) :],
+                error=error,
+                parameters=(program.parameters, after.parameters),
+                nbytes=(program.nbytes, after.nbytes),
+                isolation=UNANALYSED,
+                seconds=seconds,
+            )
+        )
+        program, outputs = after, outputs_after
+    return program, tuple(steps)
+
+
+def _options(one: Pass) -> dict[str, Any]:
+    return {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}  # type: ignore[arg-type]
+
+
+def _evaluate(program: Program) -> Outputs:
+    # A pass may change the dtype of inputs (a KV cache in bfloat16), never their meaning.
+    dtypes = {spec.name: spec.dtype for spec in program.inputs}
+    return [
+        program.run(**{name: tensor.to(dtypes[name]) for name, tensor in sample.items()})
+        for sample in program.samples
+    ]
+
+
+def _error(name: str, one: Pass, before: Outputs, after: Outputs) -> float | None:
+    """The largest relative error, checked against the promise."""
+    worst: float | None = None
+    for old, new in zip(before, after, strict=True):
+        for output, expected in old.items():
+            if not expected.is_floating_point():
+                continue
+            got = new[output]
+            error = relative_error(got, expected)
+            worst = max(worst or 0.0, error)
+            if not torch.isfinite(got).all() and torch.isfinite(expected).all():
+                raise BrokenPromise(f"{name}: {output} is not finite any more after this pass.")
+            tolerance = max(TOLERANCE[got.dtype], TOLERANCE[expected.dtype])
+            if one.contract.numerics == "exact" and error > tolerance:
+                raise BrokenPromise(
+                    f"{name} promises the same function, yet {output} differs by "
+                    f"{error:.1e} of its size (rounding would be under {tolerance:.0e})."
+                )
+    return worst
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """‖got − expected‖ / ‖expected‖ in float64, over the finite entries of `expected`."""
+    finite = torch.isfinite(expected)
+    wide = expected.double()[finite]
+    difference = got.double()[finite] - wide
+    return float(difference.norm() / wide.norm().clamp_min(torch.finfo(torch.float64).tiny))
