@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import operator
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -220,12 +219,14 @@ def from_module(
     specs, sizes = _symbolic(example, batch_axis, dynamic or {})
     with torch.no_grad():
         result = module(**example)
-    names, pick = _output_names(result)
+    names, pick = output_names(result)
     return export_program(
-        _Picking(module, tuple(example), pick),
+        Picking(module, tuple(example), pick),
         list(example.values()),
         Signature(specs, names, sizes),
-        Source(name=type(module).__name__),
+        Source(
+            name=type(module).__name__, stored_names={name: name for name in module.state_dict()}
+        ),
         prefix="inner.",
         samples=[example],
     )
@@ -234,8 +235,6 @@ def from_module(
 def _named(
     module: nn.Module, inputs: Mapping[str, Tensor] | Sequence[Tensor] | Tensor
 ) -> dict[str, Tensor]:
-    import inspect  # noqa: PLC0415
-
     if isinstance(inputs, Mapping):
         return dict(inputs)
     sequence = [inputs] if isinstance(inputs, Tensor) else list(inputs)
@@ -287,23 +286,21 @@ def _symbolic(
     return tuple(specs), tuple(sizes.values())
 
 
-def _output_names(result: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Tensor, ...]]]:
+def output_names(result: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Tensor, ...]]]:
     """Names for the tensors of a module's result, and how to pick them."""
     if isinstance(result, Tensor):
         return ("output",), lambda value: (value,)
     if isinstance(result, Mapping):
-        keys = [key for key, value in result.items() if isinstance(value, Tensor)]
-        return tuple(keys), operator.itemgetter(*keys) if len(keys) > 1 else (
-            lambda value: (value[keys[0]],)
-        )
+        keys = tuple(key for key, value in result.items() if isinstance(value, Tensor))
+        return keys, lambda value: tuple(value[key] for key in keys)
     if isinstance(result, (list, tuple)):
         places = [place for place, value in enumerate(result) if isinstance(value, Tensor)]
-        names = tuple(f"output_{number}" for number in itertools.islice(places, len(places)))
+        names = tuple(f"output_{number}" for number in range(len(places)))
         return names, lambda value: tuple(value[place] for place in places)
     raise CaptureFailed(f"the module returns a {type(result).__name__}, which holds no tensors.")
 
 
-class _Picking(nn.Module):
+class Picking(nn.Module):
     """Calls a module by keyword and returns the tensors of its result as a tuple."""
 
     def __init__(
@@ -311,11 +308,15 @@ class _Picking(nn.Module):
         inner: nn.Module,
         names: tuple[str, ...],
         pick: Callable[[Any], tuple[Tensor, ...]],
+        fixed: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.inner = inner
         self._names = names
         self._pick = pick
+        self._fixed = dict(fixed or {})
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return self._pick(self.inner(**dict(zip(self._names, tensors, strict=True))))
+        """Give the tensors their names, call the module, pick from what it returns."""
+        given = dict(zip(self._names, tensors, strict=True))
+        return self._pick(self.inner(**given, **self._fixed))

@@ -80,11 +80,13 @@ def example_inputs(
     made: dict[str, Tensor] = {}
     for spec in signature.inputs:
         shape = [evaluate(extent, values) for extent in spec.shape]
-        if spec.name == "input_ids":
+        if spec.name.endswith("input_ids"):
             made[spec.name] = torch.randint(vocabulary, shape, generator=generator)
         elif spec.name == "attention_mask":
             made[spec.name] = torch.ones(shape, dtype=spec.dtype)
             made[spec.name][0, 0] = 0
+        elif spec.name == "token_type_ids":
+            made[spec.name] = torch.randint(2, shape, generator=generator)
         elif spec.name == "position_ids":
             positions = torch.arange(values["P"], values["P"] + values["T"])
             made[spec.name] = positions.expand(shape).contiguous()
