@@ -48,7 +48,7 @@ def test_public_names_are_there(name: str) -> None:
 
 def test_other_names_are_not() -> None:
     with pytest.raises(AttributeError, match="module 'planish' has no attribute 'optimise'"):
-        planish.optimise  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+        planish.optimise  # noqa: B018
 
 
 def test_the_package_says_that_it_is_typed() -> None:
