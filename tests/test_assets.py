@@ -100,6 +100,7 @@ def test_smollm2_has_a_chat_template(smollm2: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     chat = [{"role": "user", "content": "Hello"}]
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)
     assert text.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
     assert json.loads((smollm2 / "generation_config.json").read_text())["eos_token_id"] == 2
 
