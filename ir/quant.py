@@ -1,0 +1,252 @@
+"""A quantized tensor: what its numbers mean, how they are packed, and how it stands in a graph.
+
+The layout is `pack-quantized` of compressed-tensors, which vLLM and transformers load: the weight
+`X.weight` becomes the tensors `X.weight_packed`, `X.weight_scale` and, for asymmetric schemes,
+`X.weight_zero_point`, so writing a checkpoint is writing a program's tensors. In a graph they
+are read through `planish::dequantize`, whose result an ordinary operator consumes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.library import Library
+from torch.nn import functional
+
+from planish.ir.edit import Edit
+
+WORD = 32
+"""Bits of the integers that values are packed into."""
+
+PER_ROW = -1
+"""The group size that stands for one group a row."""
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """How the numbers of a tensor are rounded to integers: value = (code - zero point) · scale.
+
+    Codes and zero points are signed: from `low` to `high`. A group is a run of neighbours along
+    the last dimension, the input features of a linear layer; it has one scale.
+
+    Attributes:
+        bits: of one code, 1 to 8.
+        group_size: the numbers in a group; None for one group a row (per-channel).
+        symmetric: whether every zero point is 0 and none is stored.
+    """
+
+    bits: int
+    group_size: int | None = None
+    symmetric: bool = True
+
+    @property
+    def low(self) -> int:
+        """The smallest code."""
+        return -(1 << (self.bits - 1))
+
+    @property
+    def high(self) -> int:
+        """The largest code."""
+        return (1 << (self.bits - 1)) - 1
+
+    def groups(self, width: int) -> int:
+        """How many groups a row of `width` numbers has; the group size must divide the width."""
+        return 1 if self.group_size is None else width // self.group_size
+
+    def grouped(self, rows: Tensor) -> Tensor:
+        """A view [..., N, G, K/G] of a tensor [..., N, K]."""
+        view: Tensor = rows.unflatten(-1, (self.groups(rows.shape[-1]), -1))
+        return view
+
+    def encode(self, rows: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
+        """The nearest codes, int8 [..., N, K], of a tensor [..., N, K].
+
+        Args:
+            rows: a floating-point tensor.
+            scale: [..., N, G], not zero.
+            zero_point: int8 [..., N, G] for asymmetric schemes.
+        """
+        codes = self.grouped(rows) / scale.unsqueeze(-1)
+        if zero_point is not None:
+            codes += zero_point.unsqueeze(-1)
+        return codes.round_().clamp_(self.low, self.high).to(torch.int8).flatten(-2)
+
+    def __str__(self) -> str:
+        """The scheme in words: `int4 symmetric, groups of 64`."""
+        extent = "per channel" if self.group_size is None else f"groups of {self.group_size}"
+        return f"int{self.bits} {'symmetric' if self.symmetric else 'asymmetric'}, {extent}"
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes int8 [..., K] as int32 [..., ⌈K · bits / 32⌉].
+
+    Each code plus 2^(bits-1) fills the next `bits` bits, low bits first; where `bits` does not
+    divide 32, a code may straddle two words (compressed-tensors, `pack_to_int32`).
+    """
+    lanes, words = _period(bits)
+    length = codes.shape[-1]
+    shifted = codes.to(torch.int32) + (1 << (bits - 1))
+    lane = functional.pad(shifted, (0, -length % lanes)).unflatten(-1, (-1, lanes)).unbind(-1)
+    packed = lane[0].new_zeros((*lane[0].shape, words))
+    for index, value in enumerate(lane):
+        word, offset = divmod(index * bits, WORD)
+        packed[..., word] |= value << offset
+        if offset + bits > WORD:
+            packed[..., word + 1] |= value >> (WORD - offset)
+    return packed.flatten(-2)[..., : math.ceil(length * bits / WORD)].contiguous()
+
+
+def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
+    """The first `length` codes, int8 [..., K], of what `pack` made."""
+    lanes, words = _period(bits)
+    padded = functional.pad(packed, (0, -packed.shape[-1] % words)).unflatten(-1, (-1, words))
+    codes = torch.empty((*padded.shape[:-1], lanes), dtype=torch.int8, device=packed.device)
+    for index in range(lanes):
+        word, offset = divmod(index * bits, WORD)
+        value = padded[..., word] >> offset
+        if offset + bits > WORD:
+            # The shift before dragged the sign along; only the low bits are this code's.
+            value = value & ((1 << (WORD - offset)) - 1)
+            value = value | (padded[..., word + 1] << (WORD - offset))
+        codes[..., index] = (value & ((1 << bits) - 1)) - (1 << (bits - 1))
+    return codes.flatten(-2).narrow(-1, 0, length)
+
+
+def _period(bits: int) -> tuple[int, int]:
+    """How many codes and how many words it takes until both end at the same bit."""
+    common = math.lcm(bits, WORD)
+    return common // bits, common // WORD
+
+
+def _dequantize(
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bits: int,
+    group_size: int,  # noqa: ARG001  (the shape of `scale` says it; lowerings read it)
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    codes = unpack(packed, bits, shape[-1]).to(scale.dtype)
+    grouped: Tensor = codes.unflatten(-1, (scale.shape[-1], -1))
+    if zero_point is not None:
+        zeros = unpack(zero_point.transpose(-1, -2), bits, shape[-2]).transpose(-1, -2)
+        grouped = grouped - zeros.to(scale.dtype).unsqueeze(-1)
+    return (grouped * scale.unsqueeze(-1)).flatten(-2).to(dtype)
+
+
+def _dequantize_fake(
+    packed: Tensor,
+    scale: Tensor,  # noqa: ARG001
+    zero_point: Tensor | None,  # noqa: ARG001
+    bits: int,  # noqa: ARG001
+    group_size: int,  # noqa: ARG001
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    return packed.new_empty(shape, dtype=dtype)
+
+
+_LIBRARY = Library("planish", "FRAGMENT")
+_LIBRARY.define(
+    "dequantize(Tensor packed, Tensor scale, Tensor? zero_point, int bits, int group_size, "
+    "int[] shape, ScalarType dtype) -> Tensor"
+)
+_LIBRARY.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
+torch.library.register_fake("planish::dequantize", _dequantize_fake, lib=_LIBRARY)
+
+dequantize = torch.ops.planish.dequantize.default
+"""`dequantize(packed i32 [..., N, W], scale [..., N, G], zero_point i32 [..., Z, G]?, bits,
+group_size, shape [..., N, K], dtype)`: (code - zero point) · scale, computed in the scale's dtype
+as compressed-tensors does, then cast. Zero points are packed along the rows. A `group_size` of
+`PER_ROW` means one group a row."""
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """A tensor of N rows and K columns (and leading dimensions) in packed form.
+
+    Attributes:
+        scheme: how it was rounded.
+        shape: of the tensor it stands for, [..., N, K].
+        dtype: of the tensor it stands for.
+        packed: codes, int32 [..., N, ⌈K · bits / 32⌉].
+        scale: [..., N, G].
+        zero_point: int32 [..., ⌈N · bits / 32⌉, G] for asymmetric schemes, packed along the rows.
+    """
+
+    scheme: QuantScheme
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    packed: Tensor
+    scale: Tensor
+    zero_point: Tensor | None = None
+
+    @classmethod
+    def from_codes(
+        cls,
+        scheme: QuantScheme,
+        dtype: torch.dtype,
+        codes: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None = None,
+    ) -> QuantizedTensor:
+        """Pack codes int8 [..., N, K] and, if there are any, zero points int8 [..., N, G]."""
+        zeros = None
+        if zero_point is not None:
+            zeros = pack(zero_point.transpose(-1, -2), scheme.bits).transpose(-1, -2).contiguous()
+        packed = pack(codes, scheme.bits)
+        return cls(scheme, tuple(codes.shape), dtype, packed, scale, zeros)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What is stored, by the suffix that is added to the name of the tensor."""
+        stored = {"_packed": self.packed, "_scale": self.scale, "_zero_point": self.zero_point}
+        return {suffix: tensor for suffix, tensor in stored.items() if tensor is not None}
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """The arguments of `dequantize` after its tensors."""
+        group_size = PER_ROW if self.scheme.group_size is None else self.scheme.group_size
+        return self.scheme.bits, group_size, list(self.shape), self.dtype
+
+    def dequantize(self) -> Tensor:
+        """The tensor it stands for."""
+        value: Tensor = dequantize(self.packed, self.scale, self.zero_point, *self.arguments)
+        return value
+
+    def insert(self, edit: Edit, name: str, *, before: fx.Node) -> fx.Node:
+        """Add the stored tensors as `name_packed` and so on, and a node that reads them."""
+        reads = {
+            suffix: edit.read(name + suffix, tensor, before=before)
+            for suffix, tensor in self.tensors.items()
+        }
+        return edit.call(
+            dequantize,
+            reads["_packed"],
+            reads["_scale"],
+            reads.get("_zero_point"),
+            *self.arguments,
+            before=before,
+        )
+
+    @staticmethod
+    def read_by(node: fx.Node, tensors: Mapping[str, Tensor]) -> tuple[str, QuantizedTensor]:
+        """The name and the contents of what a `dequantize` node reads."""
+        packed, scale, zero_point, bits, group_size, shape, dtype = node.args
+        stored = [
+            None if read is None else tensors[str(read.target)]  # type: ignore[union-attr]
+            for read in (packed, scale, zero_point)
+        ]
+        scheme = QuantScheme(
+            bits=bits,  # type: ignore[arg-type]
+            group_size=None if group_size == PER_ROW else group_size,  # type: ignore[arg-type]
+            symmetric=zero_point is None,
+        )
+        name = str(packed.target).removesuffix("_packed")  # type: ignore[union-attr]
+        return name, QuantizedTensor(scheme, tuple(shape), dtype, *stored)  # type: ignore[arg-type]
