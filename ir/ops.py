@@ -99,6 +99,50 @@ def _gated_fake(gate: Tensor, up: Tensor, activation: str) -> Tensor:  # noqa: A
     return torch.empty_like(gate, memory_format=torch.contiguous_format)
 
 
+def _selective_scan(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x_wide, dt, a, b, c, kept = (tensor.to(wide) for tensor in (x, dt, a, b, c, state))
+    batch, length, heads, width = x.shape
+    groups, columns = b.shape[-2:]
+    # Heads as [groups, heads of a group], so that b and c broadcast instead of being repeated.
+    split = (batch, length, groups, heads // groups)
+    a = a.reshape(groups, heads // groups, 1, -1)
+    kept = kept.reshape(batch, groups, heads // groups, width, columns)
+    steps = zip(
+        (x_wide * dt[..., None]).reshape(*split, width, 1).unbind(1),
+        dt.reshape(*split, 1, 1).unbind(1),
+        b[..., None, None, :].unbind(1),
+        c[..., None, :, None].unbind(1),
+        strict=True,
+    )
+    read = []
+    for drive, step, write_row, read_column in steps:
+        kept = torch.addcmul(drive * write_row, torch.exp(step * a), kept)
+        read.append(kept @ read_column)
+    y = torch.stack(read, dim=1).reshape(x.shape)
+    if d is not None:
+        y = y + d.to(wide)[:, None] * x_wide
+    return y.to(x.dtype), kept.reshape(state.shape).to(state.dtype)
+
+
+def _selective_scan_fake(
+    x: Tensor,
+    dt: Tensor,  # noqa: ARG001
+    a: Tensor,  # noqa: ARG001
+    b: Tensor,  # noqa: ARG001
+    c: Tensor,  # noqa: ARG001
+    d: Tensor | None,  # noqa: ARG001
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    contiguous = torch.contiguous_format
+    return (
+        torch.empty_like(x, memory_format=contiguous),
+        torch.empty_like(state, memory_format=contiguous),
+    )
+
+
 _OPERATORS = {
     "rms_norm(Tensor x, Tensor? weight, float eps) -> Tensor": (_rms_norm, _rms_norm_fake),
     "rotary(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor": (
@@ -108,6 +152,8 @@ _OPERATORS = {
     "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, bool is_causal, float scale, "
     "float softcap=0.0) -> Tensor": (_attention, _attention_fake),
     "gated(Tensor gate, Tensor up, str activation) -> Tensor": (_gated, _gated_fake),
+    "selective_scan(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor state) "
+    "-> (Tensor y, Tensor final_state)": (_selective_scan, _selective_scan_fake),
 }
 
 for _schema, (_eager, _fake) in _OPERATORS.items():
@@ -131,3 +177,12 @@ takes part) or additive and broadcasts to [B,H,T,S]; `softcap` 0 means none."""
 
 gated = torch.ops.planish.gated.default
 """`gated(gate, up, activation)`: activation(gate) · up, as in GLU variants (Shazeer, 2020)."""
+
+selective_scan = torch.ops.planish.selective_scan.default
+"""`selective_scan(x [B,T,H,P], dt [B,T,H], a [H,N] or [H,1], b [B,T,G,N], c [B,T,G,N], d? [H],
+state [B,H,P,N])`: the state space recurrence of Mamba, computed in float32. Each head's state
+follows `h = exp(dt·a)·h + dt·x⊗b` from `state` on and gives `y = h·c + d·x`; H / G heads share one
+b and c. Returns y [B,T,H,P] and the state after the last step.
+
+Mamba (Gu and Dao, 2023, section 3) is the case of heads one channel wide (P = 1, G = 1) with a
+row of `a` a channel; Mamba-2 (Dao and Gu, 2024, section 7) that of one decay a head (`a` [H,1])."""
