@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, fx
 
 from planish.ir.program import Change, IllFormed, Program
-from planish.ir.shapes import propagate, well_formed
+from planish.ir.shapes import infer_call, infer_read, propagate, well_formed
 
 
 class Edit:
@@ -50,7 +51,14 @@ class Edit:
             node = self.graph.call_function(target, args, kwargs)
         if "module" in before.meta:
             node.meta["module"] = before.meta["module"]
+        self._infer(node)
         return node
+
+    def _infer(self, node: fx.Node) -> None:
+        """Set `meta["val"]` where it follows already; what does not yet fit, may on leaving."""
+        if all("val" in argument.meta for argument in node.all_input_nodes):
+            with suppress(IllFormed):
+                infer_call(node, self._before.shapes)
 
     def read(self, name: str, tensor: Tensor | None = None, *, before: fx.Node) -> fx.Node:
         """A new node that reads the tensor `name`, which is added first when given."""
@@ -60,7 +68,9 @@ class Edit:
             raise IllFormed(f"no tensor is named {name!r}")
         with self.graph.inserting_before(before):
             # The graph has no module that owns it, so it cannot look the name up itself.
-            return self.graph.create_node("get_attr", name, name=name.replace(".", "_"))
+            node = self.graph.create_node("get_attr", name, name=name.replace(".", "_"))
+        infer_read(node, self.tensors[name], self._before.shapes)
+        return node
 
     def replace(self, node: fx.Node, new: fx.Node, what: str) -> None:
         """Let every reader of `node` read `new` instead, and record it as one change.

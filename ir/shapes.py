@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from planish.ir.program import IllFormed, Program
 from planish.ir.sizes import SymbolicShapes
@@ -60,40 +61,84 @@ def is_allowed(target: Any) -> bool:
 
 
 def propagate(program: Program) -> None:
-    """Compute `meta["val"]` wherever it is missing, and wherever an argument's shape changed.
+    """Compute `meta["val"]` wherever what it follows from has changed.
+
+    Each node keeps in `meta["from"]` what its value was computed from: the operator and its
+    arguments, nodes standing for their values. A value that comes out as before stays the same
+    object, so that a local change costs a local update.
 
     Raises:
         IllFormed: if an operator refuses the shapes or dtypes of its arguments.
         planish.ir.sizes.SpecializedSize: if an operator fixes a symbolic size.
     """
-    shapes = program.shapes
     specs = {spec.name: spec for spec in program.inputs}
-    changed: set[fx.Node] = set()
     for node in program.graph.nodes:
-        if node.op == "output":
-            continue
         if node.op == "placeholder":
-            spec = specs[str(node.target)]
-            value: Any = shapes.fake(spec.dtype, spec.shape)
+            _settle(node, [specs[str(node.target)]], _fake_input, program.shapes)
         elif node.op == "get_attr":
-            value = _fake_tensor(program.tensors[str(node.target)], shapes)
-        elif "val" in node.meta and changed.isdisjoint(node.all_input_nodes):
-            continue
-        else:
-            value = _fake_call(node, shapes)
-        if not _same(node.meta.get("val"), value, shapes):
-            changed.add(node)
+            infer_read(node, program.tensors[str(node.target)], program.shapes)
+        elif node.op == "call_function":
+            infer_call(node, program.shapes)
+    program.shapes.check()
+
+
+def infer_read(node: fx.Node, tensor: Tensor, shapes: SymbolicShapes) -> None:
+    """Set the value of a node that reads `tensor`."""
+    _settle(node, [tensor], _fake_tensor, shapes)
+
+
+def infer_call(node: fx.Node, shapes: SymbolicShapes) -> None:
+    """Set the value of a call, all of whose arguments have one.
+
+    Raises:
+        IllFormed: if the operator refuses the shapes or dtypes of its arguments.
+    """
+    values = fx.map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
+    leaves, structure = tree_flatten(values)
+    _settle(node, [node.target, structure, *leaves], _fake_call, shapes)
+
+
+def _settle(
+    node: fx.Node,
+    origin: list[Any],
+    compute: Callable[[fx.Node, list[Any], SymbolicShapes], Any],
+    shapes: SymbolicShapes,
+) -> None:
+    if _same_origin(node.meta.get("from"), origin):
+        return
+    value = compute(node, origin, shapes)
+    if not _same(node.meta.get("val"), value, shapes):
         node.meta["val"] = value
-    shapes.check()
+    node.meta["from"] = origin
 
 
-def _fake_tensor(tensor: Tensor, shapes: SymbolicShapes) -> Tensor:
+def _same_origin(old: list[Any] | None, new: list[Any]) -> bool:
+    """Whether nothing changed: tensors and sizes are told apart as objects, the rest as values."""
+    return (
+        old is not None
+        and len(old) == len(new)
+        and all(
+            one is other
+            or (type(one) is type(other) and not isinstance(one, _OBJECTS) and one == other)
+            for one, other in zip(old, new, strict=True)
+        )
+    )
+
+
+_OBJECTS = (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+def _fake_input(node: fx.Node, origin: list[Any], shapes: SymbolicShapes) -> Tensor:  # noqa: ARG001
+    return shapes.fake(origin[0].dtype, origin[0].shape)
+
+
+def _fake_tensor(node: fx.Node, origin: list[Any], shapes: SymbolicShapes) -> Tensor:  # noqa: ARG001
     with shapes.mode:
-        return torch.empty_like(tensor, device="cpu", requires_grad=False)
+        return torch.empty_like(origin[0], device="cpu", requires_grad=False)
 
 
-def _fake_call(node: fx.Node, shapes: SymbolicShapes) -> Any:
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
+def _fake_call(node: fx.Node, origin: list[Any], shapes: SymbolicShapes) -> Any:
+    args, kwargs = tree_unflatten(origin[2:], origin[1])
     try:
         with shapes.mode, enable_python_dispatcher(), torch.no_grad():
             return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -105,9 +150,14 @@ def _fake_call(node: fx.Node, shapes: SymbolicShapes) -> Any:
 
 def _same(old: Any, new: Any, shapes: SymbolicShapes) -> bool:
     if isinstance(old, Tensor) and isinstance(new, Tensor):
-        return old.dtype == new.dtype and [shapes.text(extent) for extent in old.shape] == [
-            shapes.text(extent) for extent in new.shape
-        ]
+        return (
+            old.dtype == new.dtype
+            and old.dim() == new.dim()
+            and all(
+                one is other or shapes.text(one) == shapes.text(other)
+                for one, other in zip(old.shape, new.shape, strict=True)
+            )
+        )
     if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
         return len(old) == len(new) and all(
             _same(one, other, shapes) for one, other in zip(old, new, strict=True)
