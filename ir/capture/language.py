@@ -1,78 +1,76 @@
-"""Language models: one graph for prefill and decode, with the KV cache as inputs and outputs."""
+"""Language models: one graph for prefill and decode, with the state as inputs and outputs."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from planish.ir.capture.export import Signature, export_program
+from planish.ir.capture.mamba import functional_mixers
+from planish.ir.capture.states import State, run_with_states, states_of
 from planish.ir.program import Input, Program, Source
 from planish.ir.sizes import Size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BATCH = Size("B", 5, long="batch_size")
 LENGTH = Size("T", 13, long="sequence_length")
 PAST = Size("P", 18, min=0, long="past_sequence_length")
 
 
-def capture_causal(model: nn.Module, source: Source) -> Program:
+def capture_causal(model: PreTrainedModel, source: Source) -> Program:
     """Capture a decoder-only model of transformers.
 
     Inputs are `input_ids` and `position_ids` i64[B, T], `attention_mask` i64[B, P+T] and for each
-    layer `past_key_values.N.key` and `.value` [B, K, P, D]; outputs are `logits` [B, T, V] and
-    the extended `present.N.key` and `.value`. With P = 0 the same graph prefills.
+    layer what it keeps from call to call (`planish.ir.capture.states`): an attention layer
+    `past_key_values.N.key` and `.value` [B, K, P, D], a Mamba layer `past_conv.N` [B, D, K-1] and
+    `past_ssm.N`, all zeros at the start. Outputs are `logits` [B, T, V] and the next values,
+    `present.N.key` and so on. With P = 0 the same graph prefills. In a model without attention
+    there is no P, and `attention_mask` [B, T] tells padding in the new tokens only.
 
     Raises:
         planish.ir.capture.export.CaptureFailed: if the model cannot be exported.
     """
-    caches = _cache_shapes(model)
+    with functional_mixers(model):
+        states = states_of(model)
+        signature = _signature(model, states)
+        vocabulary: Any = model.get_input_embeddings().num_embeddings
+        plain = [spec.name for spec in signature.inputs[: -len(states)]]
+        return export_program(
+            _WithStates(model, plain, states),
+            list(example_inputs(signature, vocabulary).values()),
+            signature,
+            source,
+            prefix="model.",
+            samples=[example_inputs(signature, vocabulary, {"B": 2, "T": 7, "P": 3})],
+        )
+
+
+def _signature(model: PreTrainedModel, states: Sequence[State]) -> Signature:
+    grows = any(state.kind.grows is not None for state in states)
     inputs = [
         Input("input_ids", torch.int64, ("B", "T")),
-        Input("attention_mask", torch.int64, ("B", "P+T")),
+        Input("attention_mask", torch.int64, ("B", "P+T" if grows else "T")),
         Input("position_ids", torch.int64, ("B", "T")),
     ]
     if "position_ids" not in inspect.signature(model.forward).parameters:
         inputs.pop()
-    for layer, pair in enumerate(caches):
-        for kind, (heads, width, dtype) in zip(("key", "value"), pair, strict=True):
-            name = f"past_key_values.{layer}.{kind}"
-            inputs.append(Input(name, dtype, ("B", heads, "P", width)))
-    outputs = [
-        name.name.replace("past_key_values", "present")
-        for name in inputs[len(inputs) - 2 * len(caches) :]
-    ]
-    signature = Signature(tuple(inputs), ("logits", *outputs), (BATCH, LENGTH, PAST))
-    vocabulary = model.get_input_embeddings().num_embeddings
-    return export_program(
-        _WithCache(model, [spec.name for spec in inputs]),
-        list(example_inputs(signature, vocabulary).values()),
-        signature,
-        source,
-        prefix="model.",
-        samples=[example_inputs(signature, vocabulary, {"B": 2, "T": 7, "P": 3})],
+    return Signature(
+        (*inputs, *(state.input for state in states)),
+        ("logits", *(state.output for state in states)),
+        (BATCH, LENGTH, PAST) if grows else (BATCH, LENGTH),
     )
-
-
-def _cache_shapes(model: nn.Module) -> list[list[tuple[int, int, torch.dtype]]]:
-    """For each layer, heads, width and dtype of its keys and of its values, seen in one run."""
-    from transformers import DynamicCache  # noqa: PLC0415  (slow to import)
-
-    tokens = torch.zeros(1, 2, dtype=torch.int64)
-    with torch.no_grad():
-        cache = model(input_ids=tokens, past_key_values=DynamicCache(), use_cache=True)
-    return [
-        [(kept.shape[1], kept.shape[3], kept.dtype) for kept in (layer.keys, layer.values)]
-        for layer in cache.past_key_values.layers
-    ]
 
 
 def example_inputs(
     signature: Signature, vocabulary: int, sizes: Mapping[str, int] | None = None, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Random tokens over a random cache, the first row left-padded by one position."""
+    """Random tokens over a random state, the first row left-padded by one position."""
     from planish.ir.sizes import evaluate  # noqa: PLC0415
 
     values = dict(sizes or {size.name: size.example for size in signature.sizes})
@@ -88,29 +86,25 @@ def example_inputs(
         elif spec.name == "token_type_ids":
             made[spec.name] = torch.randint(2, shape, generator=generator)
         elif spec.name == "position_ids":
-            positions = torch.arange(values["P"], values["P"] + values["T"])
+            positions = torch.arange(values["T"]) + values.get("P", 0)
             made[spec.name] = positions.expand(shape).contiguous()
         else:
             made[spec.name] = torch.randn(shape, generator=generator).to(spec.dtype) / 2
     return made
 
 
-class _WithCache(nn.Module):
-    """A language model whose cache is flat tensors, in and out."""
+class _WithStates(nn.Module):
+    """A language model whose state is flat tensors, in and out."""
 
-    def __init__(self, model: nn.Module, names: list[str]) -> None:
+    def __init__(self, model: PreTrainedModel, plain: list[str], states: Sequence[State]) -> None:
         super().__init__()
         self.model = model
-        self._plain = [name for name in names if not name.startswith("past_key_values")]
+        self._plain = plain
+        self._states = states
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        from transformers import DynamicCache  # noqa: PLC0415
-
-        plain: dict[str, Any] = dict(zip(self._plain, tensors, strict=False))
-        flat = tensors[len(self._plain) :]
-        cache = DynamicCache()
-        for layer in range(len(flat) // 2):
-            cache.update(flat[2 * layer], flat[2 * layer + 1], layer)
-        result = self.model(**plain, past_key_values=cache, use_cache=True)
-        kept = [part for layer in cache.layers for part in (layer.keys, layer.values)]
-        return (result.logits, *kept)
+        plain = dict(zip(self._plain, tensors, strict=False))
+        given = zip(self._states, tensors[len(plain) :], strict=True)
+        logits, layers = run_with_states(self.model, plain, given)
+        kept = (getattr(layers[state.layer], state.kind.attribute) for state in self._states)
+        return (logits, *kept)
