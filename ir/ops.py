@@ -43,14 +43,14 @@ def _rotate(x: Tensor, interleaved: bool) -> Tensor:
     return torch.cat((-second, first), dim=-1)
 
 
-def _rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+def _rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     width = cos.shape[-1]
     turned, rest = x[..., :width], x[..., width:]
     turned = turned * cos + _rotate(turned, interleaved) * sin
     return torch.cat((turned, rest), dim=-1) if x.shape[-1] > width else turned
 
 
-def _rotary_fake(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:  # noqa: ARG001
+def _rotary_fake(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:  # noqa: ARG001
     dtype = torch.promote_types(x.dtype, cos.dtype)
     return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
@@ -62,7 +62,7 @@ def _attention(
     mask: Tensor | None,
     is_causal: bool,
     scale: float,
-    softcap: float,
+    softcap: float = 0.0,
 ) -> Tensor:
     if softcap == 0.0:
         return functional.scaled_dot_product_attention(
@@ -86,7 +86,7 @@ def _attention_fake(
     mask: Tensor | None,  # noqa: ARG001
     is_causal: bool,  # noqa: ARG001
     scale: float,  # noqa: ARG001
-    softcap: float,  # noqa: ARG001
+    softcap: float = 0.0,  # noqa: ARG001
 ) -> Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 

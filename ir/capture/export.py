@@ -17,7 +17,7 @@ from planish.ir.errors import PlanishError
 from planish.ir.normalize import normalize
 from planish.ir.program import Input, Program, Sample, Source
 from planish.ir.shapes import propagate, well_formed
-from planish.ir.sizes import Size, SymbolicShapes
+from planish.ir.sizes import Size, SpecializedSize, SymbolicShapes
 
 
 class CaptureFailed(PlanishError):
@@ -62,7 +62,8 @@ def export_program(
         CaptureFailed: if torch cannot export the module, saying where and why.
         planish.ir.sizes.SpecializedSize: if a symbolic size had to be fixed.
     """
-    exported = _export(module, tuple(example), signature)
+    exported = _export(module, tuple(example), signature, source.name)
+    _check_symbolic(exported, signature)
     tensors, aliases, names = _tensors(exported, prefix)
     program = Program(
         graph=_graph(exported, names, signature),
@@ -80,7 +81,7 @@ def export_program(
 
 
 def _export(
-    module: nn.Module, example: tuple[Tensor, ...], signature: Signature
+    module: nn.Module, example: tuple[Tensor, ...], signature: Signature, name: str
 ) -> ExportedProgram:
     dynamic = tuple(
         {dim: Dim.AUTO for dim, extent in enumerate(spec.shape) if isinstance(extent, str)}
@@ -94,9 +95,39 @@ def _export(
             )
             return exported.run_decompositions({})
     except Exception as error:
-        raise CaptureFailed(
-            f"{type(module).__name__} cannot be exported: {explain(error)}"
-        ) from error
+        raise CaptureFailed(f"{name} cannot be exported: {explain(error)}") from error
+
+
+def _check_symbolic(exported: ExportedProgram, signature: Signature) -> None:
+    """Make sure that the exporter fixed or bounded no size that is to be symbolic.
+
+    Raises:
+        SpecializedSize: naming the size and what it became.
+    """
+    names = iter(signature.inputs)
+    for node in exported.graph.nodes:
+        if node.op != "placeholder" or node.name not in exported.graph_signature.user_inputs:
+            continue
+        spec = next(names)
+        for wanted, extent in zip(spec.shape, node.meta["val"].shape, strict=True):
+            if not isinstance(wanted, str):
+                continue
+            if isinstance(extent, int) or extent.node.expr.is_number:
+                raise SpecializedSize(_specialized(spec.name, wanted, f"= {extent}"))
+            bounds = exported.range_constraints.get(extent.node.expr)
+            if bounds is not None and bool(bounds.upper < _LARGE):
+                raise SpecializedSize(_specialized(spec.name, wanted, f"<= {bounds.upper}"))
+
+
+_LARGE = 2**31
+"""A bound above this is the exporter's stand-in for none."""
+
+
+def _specialized(name: str, size: str, became: str) -> str:
+    return (
+        f"the graph holds only for {size} {became} (input {name!r}): the model's code branches on "
+        "that size or bakes it in. Make the code independent of it, or leave the dimension static."
+    )
 
 
 class _Flat(nn.Module):
@@ -268,10 +299,9 @@ def _symbolic(
     specs = []
     for name, tensor in example.items():
         shape: list[int | str] = list(tensor.shape)
-        axes = dict(dynamic.get(name, {}))
         has_batch = batch_axis is not None and tensor.dim() > batch_axis
-        if batch_axis is not None and has_batch:
-            axes[batch_axis] = "B"
+        axes = {batch_axis: "B"} if batch_axis is not None and has_batch else {}
+        axes |= dynamic.get(name, {})
         for dim, symbol in axes.items():
             extent = tensor.shape[dim]
             long = "batch_size" if symbol == "B" else symbol

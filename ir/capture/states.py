@@ -136,11 +136,11 @@ def _cache(model: PreTrainedModel) -> Any:
 
 
 def _refuse_unknown_states(model: PreTrainedModel) -> None:
-    from transformers.cache_utils import DynamicCache, DynamicLayer  # noqa: PLC0415
+    from transformers.cache_utils import DynamicCache, LinearAttentionLayer  # noqa: PLC0415
 
     known = mixers_of(model)
     for number, layer in enumerate(DynamicCache(config=model.config).layers):
-        if number not in known and not isinstance(layer, DynamicLayer):
+        if number not in known and isinstance(layer, LinearAttentionLayer):
             raise CaptureFailed(
                 f"layer {number} of {type(model).__name__} keeps a recurrent state of a kind that "
                 "Planish does not know; known are keys and values of attention, and the mixers "

@@ -1,0 +1,195 @@
+"""The Python API: `capture`, `optimize`, `load`."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+
+from planish import recipes, release
+from planish.ir.capture.export import from_module
+from planish.ir.capture.huggingface import capture_model, from_checkpoint
+from planish.ir.errors import PlanishError
+from planish.ir.program import Program
+from planish.passes import name_of
+from planish.passes.contract import Pass
+from planish.passes.pipeline import UNANALYSED, Step, apply
+from planish.samples import as_samples
+
+if TYPE_CHECKING:
+    from planish.runtime.session import Session
+
+Target = Literal["onnx", "torch"]
+Isolation = Literal["bitwise", "enforce", "warn", "off"]
+Model = nn.Module | Program | str | Path
+Samples = Iterable[Mapping[str, Tensor]] | str | Path
+RecipeLike = str | Path | Mapping[str, Any] | Sequence[Pass] | "recipes.Recipe"
+
+
+class BadCall(PlanishError):
+    """The arguments of an API call do not go together."""
+
+
+class NotAnalysed(UserWarning):
+    """The isolation of requests was asked for, and there is no analysis that could prove it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `optimize` made.
+
+    Attributes:
+        program: the optimized program, which runs eagerly with `program.run`.
+        original: the program as captured.
+        steps: what each pass did and what it cost.
+        recipe: what was run.
+        isolation: the verdict on whether requests in a batch stay apart.
+        folder: where the artifact was written, if it was.
+        notes: what did not go as usual, for people to read.
+    """
+
+    program: Program
+    original: Program
+    steps: tuple[Step, ...]
+    recipe: recipes.Recipe
+    isolation: str = UNANALYSED
+    folder: Path | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def save(
+        self,
+        output: str | Path,
+        *,
+        target: Target = "onnx",
+        opset_only: bool = False,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Result:
+        """Write the artifact: `onnx/` or `torch/`, a Hugging Face folder where one can hold the
+        result, `planish.json`, `recipe.yaml` and `report.html`.
+
+        It is written aside and renamed into place: a failure leaves what was there before.
+
+        Returns:
+            This result, with `folder` and `notes` filled in.
+
+        Raises:
+            planish.lowering.artifact.NotOurs: if the folder exists and is no artifact.
+            planish.lowering.artifact.NoSpace: if the disk has too little room.
+            planish.lowering.onnx.UnsupportedOperator: if an operator has no ONNX form.
+        """  # noqa: D205
+        folder = Path(output)
+        notes = release.write(self, folder, target=target, opset_only=opset_only, progress=progress)
+        return dataclasses.replace(self, folder=folder, notes=(*self.notes, *notes))
+
+
+def capture(
+    model: Model,
+    inputs: Mapping[str, Tensor] | Sequence[Tensor] | Tensor | None = None,
+    *,
+    batch_axis: int | None = 0,
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
+) -> Program:
+    """Capture a model as a program.
+
+    Args:
+        model: an `nn.Module` in evaluation mode, a model of transformers, the folder of a
+            Hugging Face checkpoint, a `.gguf` file, or the name of a model on the hub.
+        inputs: example tensors, by argument name or in order; needed for an `nn.Module` that is
+            not of transformers.
+        batch_axis: for an `nn.Module`, the dimension of its inputs that counts requests.
+        dynamic: for an `nn.Module`, further symbolic dimensions: `{"x": {2: "H", 3: "W"}}`.
+
+    Raises:
+        planish.ir.capture.checkpoint.BadCheckpoint: if a checkpoint cannot be loaded.
+        planish.ir.capture.export.CaptureFailed: if the model cannot be exported.
+        BadCall: if `inputs` is missing, or given for a model that brings its own.
+    """
+    if isinstance(model, Program):
+        return model
+    if isinstance(model, nn.Module) and not _is_transformers(model):
+        if inputs is None:
+            raise BadCall(
+                f"{type(model).__name__} is an nn.Module, whose inputs cannot be guessed: pass "
+                "example tensors as inputs=."
+            )
+        return from_module(model, inputs, batch_axis=batch_axis, dynamic=dynamic)
+    if inputs is not None:
+        raise BadCall("inputs= is for nn.Modules; models of transformers bring their own.")
+    if isinstance(model, nn.Module):
+        return capture_model(model, _folder_of(model))  # type: ignore[arg-type]
+    return from_checkpoint(model)
+
+
+def _is_transformers(model: nn.Module) -> bool:
+    return any(kind.__name__ == "PreTrainedModel" for kind in type(model).__mro__)
+
+
+def _folder_of(model: Any) -> Path | None:
+    folder = Path(getattr(model, "name_or_path", "") or "")
+    return folder if (folder / "config.json").is_file() else None
+
+
+def optimize(
+    model: Model,
+    recipe: RecipeLike,
+    *,
+    inputs: Mapping[str, Tensor] | Sequence[Tensor] | Tensor | None = None,
+    samples: Samples | None = None,
+    output: str | Path | None = None,
+    target: Target = "onnx",
+    isolation: Isolation | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """Run a recipe on a model and, where `output` is given, write the result as an artifact.
+
+    Args:
+        model: as for `capture`; a captured `Program` is taken as it is.
+        recipe: the name of a ready recipe, the path of a YAML file, its contents as a dict, or a
+            sequence of passes.
+        inputs: as for `capture`.
+        samples: batches of inputs by name, or a file of text (`.txt`, `.jsonl`, `.parquet`) for a
+            model with a tokenizer. Passes are checked, and calibrated, on them.
+        output: a folder to write, new or an artifact to be replaced.
+        target: `"onnx"` for ONNX Runtime, `"torch"` to run the program eagerly.
+        isolation: what to ask of the result; the recipe's own word by default.
+        progress: told what begins.
+
+    Raises:
+        PlanishError: with a message that says what is wrong and what would help.
+    """
+    chosen = recipes.load(recipe)
+    progress("capture")
+    original = capture(model, inputs)
+    if samples is not None:
+        original = dataclasses.replace(original, samples=as_samples(samples, original))
+    _warn_unanalysed(isolation or chosen.isolation)
+    program, steps = apply(original, chosen.passes, names=name_of, progress=progress)
+    result = Result(program, original, steps, chosen)
+    return result if output is None else result.save(output, target=target, progress=progress)
+
+
+def _warn_unanalysed(isolation: str) -> None:
+    if isolation != "off":
+        warnings.warn(
+            f"isolation: {isolation} was asked for; the result is {UNANALYSED}. Whether requests "
+            "in one batch stay apart is not checked by this version.",
+            NotAnalysed,
+            stacklevel=3,
+        )
+
+
+def load(folder: str | Path, **options: Any) -> Session:
+    """Open an artifact to run it. Nothing in it is executed as code.
+
+    Args:
+        folder: as written by `optimize`.
+        options: passed to `planish.runtime.session.Session.open`, such as `provider="cpu"`.
+    """
+    from planish.runtime.session import Session
+
+    return Session.open(Path(folder), **options)

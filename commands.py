@@ -1,0 +1,254 @@
+"""What the commands do, and how they show it. `cli.py` holds only their options."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from planish import api, console, recipes
+from planish.ir.errors import PlanishError
+from planish.ir.program import Program
+from planish.ir.serialize import GRAPH_FILE
+from planish.passes import PASSES
+from planish.runtime.session import Session
+
+
+class BadUsage(PlanishError):
+    """An argument of the command line makes no sense."""
+
+
+WRITING = 4
+"""Stages of writing an artifact: checkpoint, lowering, layers compared, report."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The options of `convert` besides model, recipe and output."""
+
+    target: str = "onnx"
+    samples: Path | None = None
+    isolation: str | None = None
+    input_shapes: tuple[str, ...] = ()
+    opset_only: bool = False
+
+
+def resolve(model: str, input_shapes: Sequence[str] = ()) -> api.Model:
+    """The model that the command line names.
+
+    `package.module:function` calls the user's own code; everything else is a path or a name.
+
+    Raises:
+        BadUsage: if there is no such function.
+    """
+    if (Path(model) / GRAPH_FILE).is_file():
+        return Program.load(model)
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", model) or Path(model).exists():
+        return model
+    module, _, function = model.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise BadUsage(f"{model}: {error}.") from error
+    if isinstance(made, tuple):
+        return api.capture(*made)
+    inputs = [_example(shape) for shape in input_shapes]
+    return api.capture(made, inputs or None)
+
+
+def _example(shape: str) -> torch.Tensor:
+    extents = shape.split(",")
+    if not all(extent.strip().isdigit() for extent in extents):
+        raise BadUsage(f"--input-shape {shape}: give numbers with commas, such as 1,3,224,224.")
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand([int(extent) for extent in extents], generator=generator)
+
+
+def convert(
+    model: str, recipe: str, output: Path, options: Conversion, *, quiet: bool
+) -> api.Result:
+    """Run a recipe and write the artifact, with a bar over the stages."""
+    for name, value, allowed in (
+        ("--target", options.target, get_args(api.Target)),
+        ("--isolation", options.isolation, (None, *get_args(api.Isolation))),
+    ):
+        if value not in allowed:
+            offered = ", ".join(word for word in allowed if word)
+            raise BadUsage(f"{name} {value}: choose one of {offered}.")
+    chosen = recipes.load(recipe)
+    with console.stages(1 + len(chosen.passes) + WRITING, quiet=quiet) as progress:
+        return api.optimize(
+            resolve(model, options.input_shapes),
+            chosen,
+            samples=options.samples,
+            output=output,
+            target=options.target,  # type: ignore[arg-type]
+            isolation=options.isolation,  # type: ignore[arg-type]
+            opset_only=options.opset_only,
+            progress=progress,
+        )
+
+
+def show_result(result: api.Result, *, as_json: bool) -> None:
+    """Say what was done, how large the result is, and where it lies."""
+    if as_json:
+        console.print_json(result.to_json())
+        return
+    console.table(
+        "",
+        ["pass", "rewrites", "relative error", "before", "after"],
+        [
+            [
+                step.name,
+                str(len(step.changes)),
+                "-" if step.error is None else f"{step.error:.2e}",
+                *map(console.size, step.nbytes),
+            ]
+            for step in result.steps
+        ],
+    )
+    for note in result.notes:
+        console.out.print(f"note: {note}", markup=False, soft_wrap=True)
+    before, after = result.original.nbytes, result.program.nbytes
+    console.figures(
+        {
+            "tensors": f"{console.size(before)} -> {console.size(after)} ({after / before:.3f})",
+            **{name: console.size(nbytes) for name, nbytes in result.files.items()},
+            "isolation": result.isolation,
+            "report": str((result.folder or Path()) / "report.html"),
+        }
+    )
+
+
+def plan(model: str, recipe: str, *, as_json: bool) -> None:
+    """Show what a recipe would do to a model, without reading weights."""
+    from planish.plan import plan as make_plan  # noqa: PLC0415
+
+    planned = make_plan(model, recipe)
+    if as_json:
+        console.print_json(planned.to_json())
+    else:
+        console.out.print(planned.text(), markup=False, soft_wrap=True)
+
+
+def evaluate(
+    artifact: Path,
+    text: Path | None,
+    choices: Path | None,
+    against: str | None,
+    *,
+    window: int,
+    stride: int | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Measure perplexity or multiple-choice accuracy."""
+    from planish.runtime import choices as questions  # noqa: PLC0415
+    from planish.runtime import evaluate as texts  # noqa: PLC0415
+
+    if (text is None) == (choices is None):
+        raise BadUsage("give either --text FILE or --choices FILE.jsonl.")
+    session = Session.open(artifact)
+    baseline = _against(against)
+    with console.counting("evaluate", quiet=as_json) as bar:
+        found: Any
+        if text is not None:
+            found = texts.evaluate(session, text, window, stride, baseline, limit, bar)
+        else:
+            found = questions.evaluate_choices(session, choices, baseline, limit, bar)
+    console.print_json(found.to_json()) if as_json else console.out.print(
+        found.text(), markup=False
+    )
+
+
+def _against(name: str | None) -> Any:
+    """An artifact is opened as a session; anything else goes to transformers."""
+    if name is not None and (Path(name) / "planish.json").is_file():
+        return Session.open(name)
+    return name
+
+
+def bench(
+    artifact: Path,
+    against: str | None,
+    *,
+    batch_sizes: tuple[int, ...],
+    prompt: int,
+    new_tokens: int,
+    as_json: bool,
+) -> None:
+    """Measure speed."""
+    from planish.runtime.bench import bench as measure  # noqa: PLC0415
+
+    with console.counting("bench", quiet=as_json) as bar:
+        found = measure(
+            Session.open(artifact),
+            _against(against),
+            batch_sizes=batch_sizes,
+            prompt=prompt,
+            new_tokens=new_tokens,
+            progress=bar,
+        )
+    console.print_json(found.to_json()) if as_json else console.out.print(
+        found.text(), markup=False
+    )
+
+
+def generate(artifact: Path, prompts: list[str], *, as_json: bool, **options: Any) -> None:
+    """Continue prompts; one alone is printed as it is made."""
+    session = Session.open(artifact)
+    if as_json or len(prompts) > 1:
+        completions = session.generate(prompts, **options)
+        if as_json:
+            console.print_json([dataclasses.asdict(completion) for completion in completions])
+            return
+        for prompt, completion in zip(prompts, completions, strict=True):
+            console.out.print(f"> {prompt}\n{completion.text}\n", markup=False)
+        return
+    for piece in session.stream(prompts[0], **options):
+        console.out.print(piece.text, markup=False, end="", soft_wrap=True)
+    console.out.print()
+
+
+def list_recipes(*, as_json: bool) -> None:
+    """List the ready recipes."""
+    zoo = recipes.zoo()
+    if as_json:
+        console.print_json(zoo)
+    else:
+        console.figures(zoo)
+
+
+def list_passes(*, as_json: bool) -> None:
+    """List the passes with their promises and options."""
+    described = {name: describe_pass(kind) for name, kind in PASSES.items()}
+    if as_json:
+        console.print_json(described)
+        return
+    for name, about in described.items():
+        console.out.print(
+            f"[bold]{name}[/bold]  ({about['numerics']}, isolation {about['isolation']})"
+        )
+        console.out.print(f"  {about['about']}", markup=False)
+        for option, text in about["options"].items():
+            console.out.print(f"    {option}: {text}", markup=False)
+
+
+def describe_pass(kind: Any) -> dict[str, Any]:
+    """A pass as data: what it does, promises and takes."""
+    return {
+        "about": (inspect.getdoc(kind) or "").partition("\n\n")[0].replace("\n", " "),
+        "numerics": kind.contract.numerics,
+        "isolation": kind.contract.isolation,
+        "options": {
+            name: f"{' '.join((field.description or '').split())} (default {field.default!r})"
+            for name, field in kind.__pydantic_fields__.items()
+        },
+    }

@@ -1,0 +1,104 @@
+"""What the command line shows: progress on the error stream, tables, errors in one paragraph."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Write JSON for machines to standard output, without colours or wrapping."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_error(error: BaseException) -> None:
+    """Write an error as one paragraph to standard error."""
+    err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+
+
+def size(nbytes: float) -> str:
+    """Bytes as people read them: `172.9 MB` (10⁶ bytes)."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.1f} {unit}"
+    return f"{nbytes:.0f} bytes"
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: the first column left-aligned, the others right-aligned."""
+    grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for place, column in enumerate(columns):
+        grid.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    out.print(grid)
+
+
+@contextmanager
+def stages(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A bar over named stages; calling it with a name ends one stage and begins the next."""
+    with _bar(quiet=quiet) as progress:
+        task = progress.add_task("", total=total)
+        begun = False
+
+        def stage(name: str) -> None:
+            nonlocal begun
+            progress.update(task, description=name, advance=1 if begun else 0)
+            begun = True
+
+        yield stage
+        progress.update(task, completed=total)
+
+
+@contextmanager
+def counting(description: str, *, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar over equal pieces of work: called with what is done, how many are, of how many."""
+    with _bar(quiet=quiet) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda what, done, total: progress.update(
+            task, description=what, completed=done, total=total
+        )
+
+
+def _bar(*, quiet: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        disable=quiet,
+        transient=True,
+    )
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Show our own warnings as one line each on standard error; silence the libraries'."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", module=r"planish\..*")
+        warnings.filterwarnings("always", category=UserWarning, message="isolation: ")
+        warnings.showwarning = _show
+        yield
+
+
+def _show(message: Warning | str, *_: Any, **__: Any) -> None:
+    err.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
+
+
+def figures(values: Mapping[str, Any]) -> None:
+    """Print labelled values, one a line."""
+    width = max(map(len, values), default=0)
+    for label, value in values.items():
+        out.print(f"{label:<{width}}  {value}", markup=False, soft_wrap=True)
