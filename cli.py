@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
-        "Make trained models smaller and faster with compiler passes, each checked after it ran.\n\n"
+        "Make trained models smaller and faster with compiler passes, each one checked.\n\n"
         "Start with [bold]planish demo[/bold], or with a model of your own:\n\n"
         "  planish plan    ./Llama-3.2-1B --recipe w4a16\n\n"
         "  planish convert ./Llama-3.2-1B --recipe w4a16 --output ./small\n\n"

@@ -168,6 +168,14 @@ def evaluate(
     )
 
 
+def _show(found: Any, *, as_json: bool) -> None:
+    """Print a result that knows itself as JSON and as text."""
+    if as_json:
+        console.print_json(found.to_json())
+    else:
+        console.out.print(found.text(), markup=False, soft_wrap=True)
+
+
 def _against(name: str | None) -> Any:
     """An artifact is opened as a session; anything else goes to transformers."""
     if name is not None and (Path(name) / "planish.json").is_file():

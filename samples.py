@@ -48,7 +48,7 @@ def as_samples(
             f"captured from a checkpoint with a tokenizer; {program.source.name} is not one. "
             "Pass batches of inputs through the Python API instead."
         )
-    tokens = Tokenizer.open(folder).encode(read_text(Path(given)))
+    tokens = Tokenizer(folder).encode(read_text(Path(given)))
     if len(tokens) < LENGTH:
         raise BadSamples(f"{given}: {len(tokens)} tokens are too few; one sample takes {LENGTH}.")
     count = min(COUNT, len(tokens) // LENGTH)

@@ -8,6 +8,9 @@ implementation and a shape function, so a program that holds them still runs and
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.library import Library
@@ -15,7 +18,7 @@ from torch.nn import functional
 
 _LIBRARY = Library("planish", "DEF")
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
@@ -143,7 +146,7 @@ def _selective_scan_fake(
     )
 
 
-_OPERATORS = {
+_OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "rms_norm(Tensor x, Tensor? weight, float eps) -> Tensor": (_rms_norm, _rms_norm_fake),
     "rotary(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor": (
         _rotary,

@@ -131,7 +131,7 @@ class Program:
     @property
     def output_nodes(self) -> tuple[fx.Node, ...]:
         """The nodes whose values are returned, in the order of `outputs`."""
-        return tuple(next(iter(reversed(self.graph.nodes))).args[0])  # type: ignore[arg-type]
+        return tuple(next(iter(reversed(self.graph.nodes))).args[0]) 
 
     def nodes(self, *targets: Callable[..., Any]) -> Iterator[fx.Node]:
         """The nodes that call one of `targets`; without any, all nodes."""

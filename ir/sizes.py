@@ -122,7 +122,7 @@ class SymbolicShapes:
         }
         if fixed:
             names = {
-                name: str(value.xreplace(self._names))  # type: ignore[no-untyped-call]
+                name: str(value.xreplace(self._names))
                 for name, value in fixed.items()
             }
             became = ", ".join(f"{name} = {value}" for name, value in sorted(names.items()))

@@ -129,15 +129,16 @@ def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     names = config.architectures or []
     if not names and type(config) in transformers.AutoModelForCausalLM._model_mapping:
         found: Any = transformers.AutoModelForCausalLM._model_mapping[type(config)]
-        return found[0] if isinstance(found, tuple) else found
-    found = getattr(transformers, names[0], None) if names else None
-    if found is None:
+        kind: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
+        return kind
+    known: type[PreTrainedModel] | None = getattr(transformers, names[0], None) if names else None
+    if known is None:
         raise BadCheckpoint(
             f"the architecture {names[0] if names else config.model_type!r} is not one that "
             f"transformers {transformers.__version__} has. Code that comes with a checkpoint is "
             "not run; capture such a model from its nn.Module instead."
         )
-    return found
+    return known
 
 
 def _load(
@@ -145,12 +146,13 @@ def _load(
 ) -> PreTrainedModel:
     try:
         with quiet():
-            model, info = kind.from_pretrained(**location, dtype="auto", output_loading_info=True)
+            loaded: Any = kind.from_pretrained(**location, dtype="auto", output_loading_info=True)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise BadCheckpoint(
             f"{checkpoint} does not load as {kind.__name__}: {_first_sentence(error)}"
         ) from error
-    missing = sorted(info["missing_keys"])
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise BadCheckpoint(
             f"{checkpoint} lacks {len(missing)} of the tensors that {kind.__name__} has, among "
@@ -158,7 +160,8 @@ def _load(
             "another model."
         )
     check_finite(model, checkpoint)
-    return model.eval()  # type: ignore[no-any-return]
+    model.eval()
+    return model
 
 
 def check_finite(model: torch.nn.Module, name: str) -> None:

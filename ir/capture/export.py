@@ -93,9 +93,10 @@ def _export(
             exported = torch.export.export(
                 _Flat(module), example, dynamic_shapes=(dynamic,), strict=False
             )
-            return exported.run_decompositions({})
+            decomposed: ExportedProgram = exported.run_decompositions({})
     except Exception as error:
         raise CaptureFailed(f"{name} cannot be exported: {explain(error)}") from error
+    return decomposed
 
 
 def _check_symbolic(exported: ExportedProgram, signature: Signature) -> None:
