@@ -48,6 +48,7 @@ def test_type_checkers_see_every_source() -> None:
     expected = {path.name: path for path in (ROOT / "py.typed", *MODULES, *FOLDERS)}
     assert links == expected
     names = {folder.name for folder in FOLDERS}
+    names |= {path.parent.name for path in ROOT.glob("examples/*.py")}
     assert names <= set(CONFIG["tool"]["pyright"]["include"])
     assert names <= {Path(file).name for file in CONFIG["tool"]["mypy"]["files"]}
 
