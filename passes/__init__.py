@@ -1,1 +1,17 @@
 """Rewrites of a program, one file a pass, and the pipeline that checks what each promised."""
+
+from planish.passes.cast import Cast
+from planish.passes.contract import Pass
+from planish.passes.fuse_conv_bn import FuseConvBn
+
+PASSES: dict[str, type[Pass]] = {
+    "fuse_conv_bn": FuseConvBn,
+    "cast": Cast,
+}
+"""Every pass by the name that recipes and the command line use."""
+
+
+def name_of(pass_: Pass) -> str:
+    """The name of a pass in `PASSES`; the name of its class for one that is not there."""
+    names = {kind: name for name, kind in PASSES.items()}
+    return names.get(type(pass_), type(pass_).__name__)
