@@ -1,0 +1,68 @@
+"""Lowering to ONNX: a program becomes files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from planish.ir.program import Program
+from planish.lowering.onnx.model import build
+from planish.lowering.onnx.target import CPU, Target
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+
+EXTERNAL_ABOVE = 1_500_000_000
+"""Bytes of tensors from which on they get a file of their own; a model file holds at most 2 GiB."""
+
+
+@dataclass(frozen=True)
+class OnnxFiles:
+    """What lowering wrote.
+
+    Attributes:
+        paths: the model first, then its data file if there is one.
+        nbytes: of all of them.
+        notes: what the user should know, e.g. that the model computes in another dtype.
+    """
+
+    paths: tuple[Path, ...]
+    nbytes: int
+    notes: tuple[str, ...]
+
+
+def lower(
+    program: Program, folder: Path, target: Target = CPU, *, external_above: int = EXTERNAL_ABOVE
+) -> OnnxFiles:
+    """Write `model.onnx`, and `model.onnx.data` for large models, into a folder, which is made.
+
+    The same program gives the same bytes.
+
+    Args:
+        program: any program; of language models the model has the customary inputs and outputs.
+        folder: where to.
+        target: what the model is for.
+        external_above: bytes of tensors above which they are written to a file of their own.
+
+    Raises:
+        planish.lowering.onnx.model.UnsupportedOperator: naming the node and its operator.
+    """
+    model, notes = build(program, target)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MODEL_FILE
+    stored = sum(_nbytes(value) for value in model.graph.initializers.values())
+    if stored > external_above:
+        ir.save(model, path, external_data=DATA_FILE)
+        paths = (path, folder / DATA_FILE)
+    else:
+        ir.save(model, path)
+        paths = (path,)
+    onnx.checker.check_model(path)
+    return OnnxFiles(paths, sum(file.stat().st_size for file in paths), tuple(notes))
+
+
+def _nbytes(value: ir.Value) -> int:
+    return value.const_value.nbytes if value.const_value is not None else 0

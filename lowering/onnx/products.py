@@ -1,0 +1,65 @@
+"""Operators that multiply matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import fx
+
+from planish.lowering.onnx.builder import Builder, Emitter, Number
+
+aten = torch.ops.aten
+
+
+def linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+    """x · weightᵀ + bias. The weight keeps the checkpoint's layout; it is turned at load."""
+    if bias is not None and b.rank(x) == 2:
+        return b.op("Gemm", x, weight, bias, transB=1)
+    product = b.op("MatMul", x, b.transpose(weight, [1, 0]))
+    return product if bias is None else b.op("Add", product, bias)
+
+
+def _linear(
+    b: Builder, node: fx.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None  # noqa: ARG001
+) -> ir.Value:
+    return linear(b, x, weight, bias)
+
+
+def _matmul(b: Builder, node: fx.Node, x: ir.Value, y: ir.Value) -> ir.Value:  # noqa: ARG001
+    return b.op("MatMul", x, y)
+
+
+def _add_product(
+    b: Builder, node: fx.Node, bias: ir.Value, x: ir.Value, y: ir.Value, beta: Number, alpha: Number
+) -> ir.Value:
+    """beta · bias + alpha · x y, batched or not."""
+    dtype = b.result_dtype(node)
+    product = b.op("MatMul", x, y)
+    if alpha != 1:
+        product = b.op("Mul", product, b.constant(alpha, dtype))
+    if beta != 1:
+        bias = b.op("Mul", bias, b.constant(beta, dtype))
+    return b.op("Add", product, bias)
+
+
+def _einsum(
+    b: Builder, node: fx.Node, equation: str, tensors: Sequence[ir.Value], path: Any  # noqa: ARG001
+) -> ir.Value:
+    return b.op("Einsum", *tensors, equation=equation)
+
+
+PRODUCTS: dict[Callable[..., Any], Emitter] = {
+    aten.linear.default: _linear,
+    aten.matmul.default: _matmul,
+    aten.mm.default: _matmul,
+    aten.bmm.default: _matmul,
+    aten.mv.default: _matmul,
+    aten.dot.default: _matmul,
+    aten.addmm.default: _add_product,
+    aten.baddbmm.default: _add_product,
+    aten.einsum.default: _einsum,
+}
+"""How each product of matrices is emitted."""

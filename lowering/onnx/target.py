@@ -1,0 +1,51 @@
+"""What an ONNX model is made for: which operators and dtypes it may use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+OPSET = 23
+"""The first version of the standard operators with `Attention`, `RotaryEmbedding` and
+`RMSNormalization` (onnx.ai, operators of opset 23)."""
+
+IR_VERSION = 11
+"""The version of the ONNX file format that came with opset 23."""
+
+CONTRIB = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The choices that depend on where a model will run.
+
+    Attributes:
+        contrib: the operators of `com.microsoft` that may be used. Without them quantized weights
+            are read through the standard `DequantizeLinear`.
+        computes: for a dtype that the provider has no kernels for, the dtype to compute in.
+        accuracy_level: of `MatMulNBits`: 4 rounds activations to 8 bits, a block at a time, which
+            is what makes it fast; 1 computes in float32.
+        merge: whether quantized projections of one input become one product, then split.
+    """
+
+    contrib: frozenset[str]
+    computes: Mapping[torch.dtype, torch.dtype] = field(default_factory=dict)
+    accuracy_level: int = 4
+    merge: bool = True
+
+    def dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that stands for `dtype` in the model."""
+        return self.computes.get(dtype, dtype)
+
+
+CPU = Target(
+    contrib=frozenset({"MatMulNBits", "GatherBlockQuantized"}),
+    computes={torch.bfloat16: torch.float32},
+)
+"""ONNX Runtime's CPU provider, which computes nearly nothing in bfloat16."""
+
+STANDARD = replace(CPU, contrib=frozenset())
+"""Any runtime that has the standard operators of `OPSET`."""
