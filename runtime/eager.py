@@ -1,0 +1,117 @@
+"""Models of transformers, run eagerly, to compare sessions with."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from planish.ir.errors import PlanishError
+from planish.runtime.backend import Provider
+from planish.runtime.causal import Cache, Tokens, extended_mask, positions
+from planish.runtime.session import Session, runnable
+from planish.runtime.torch_backend import torch_threads
+from planish.runtime.values import Array, as_array
+
+
+class CannotCompare(PlanishError):
+    """What to compare with is neither an artifact nor a model that transformers loads."""
+
+
+class EagerModel:
+    """A model of transformers, as it is, on the device where its weights are."""
+
+    takes_padding = True
+
+    def __init__(self, model: nn.Module, threads: int | None = None) -> None:
+        self._model = model.eval()
+        self._threads = threads
+        self._takes = inspect.signature(model.forward).parameters
+        weight = next(model.parameters())
+        self._device = weight.device
+        dtype = str(weight.dtype).removeprefix("torch.")
+        self.label = f"{type(model).__name__} ({dtype}, PyTorch eager)"
+
+    @classmethod
+    def load(
+        cls, checkpoint: Path | str, device: str = "cpu", threads: int | None = None
+    ) -> EagerModel:
+        """Load a Hugging Face checkpoint in the dtype that it is stored in.
+
+        Raises:
+            CannotCompare: if transformers cannot load it.
+        """
+        import transformers  # noqa: PLC0415  (slow to import)
+
+        try:
+            config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+            found = getattr(transformers, (config.architectures or [""])[0], None)
+            loader = found or transformers.AutoModel
+            model: nn.Module = loader.from_pretrained(checkpoint, dtype="auto")
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise CannotCompare(
+                f"{checkpoint} cannot be compared with: transformers does not load it ({error})."
+            ) from error
+        return cls(model.to(device), threads)
+
+    def run(self, **inputs: Any) -> dict[str, Array]:
+        """Evaluate once; see `Session.run`."""
+        tensors = {
+            name: torch.from_numpy(as_array(given)).to(self._device)
+            for name, given in inputs.items()
+        }
+        with torch.inference_mode(), torch_threads(self._threads):
+            results = self._model(**tensors)
+        if isinstance(results, torch.Tensor):
+            return {"output": as_array(results)}
+        return {
+            name: as_array(result)
+            for name, result in results.items()
+            if isinstance(result, torch.Tensor)
+        }
+
+    def extend(
+        self, input_ids: Tokens, mask: Tokens | None = None, cache: Cache | None = None
+    ) -> tuple[Array, Cache]:
+        """Read more tokens; see `planish.runtime.causal.LanguageModel.extend`."""
+        whole = extended_mask(input_ids, mask, cache)
+        recurrent = "cache_params" in self._takes
+        state = "cache_params" if recurrent else "past_key_values"
+        read = whole[:, -input_ids.shape[1] :].copy() if recurrent else whole
+        arrays = {"input_ids": input_ids, "attention_mask": read}
+        if "position_ids" in self._takes:
+            arrays["position_ids"] = positions(whole, input_ids.shape[1])
+        tensors = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+        with torch.inference_mode(), torch_threads(self._threads):
+            results = self._model(
+                **tensors, **{state: cache.states if cache else None}, use_cache=True
+            )
+        return as_array(results.logits), Cache(whole, results[state])
+
+
+Against = Session | EagerModel | nn.Module | Path | str
+"""What a session can be compared with; see `opponent`."""
+
+
+def opponent(
+    against: Against, provider: Provider = "auto", threads: int | None = None
+) -> Session | EagerModel:
+    """What to compare with: a session or model as it is, an artifact, or a checkpoint.
+
+    A folder with something to run in it is opened as an artifact; any other path or name is
+    given to transformers.
+
+    Raises:
+        CannotCompare: if transformers cannot load it.
+        planish.runtime.backend.CannotOpen: if it is an artifact that cannot be opened.
+    """
+    if isinstance(against, Session | EagerModel):
+        return against
+    if isinstance(against, nn.Module):
+        return EagerModel(against, threads)
+    if runnable(Path(against)):
+        return Session.open(against, provider=provider, threads=threads)
+    return EagerModel.load(against, "cuda" if provider == "cuda" else "cpu", threads)

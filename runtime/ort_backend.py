@@ -1,0 +1,124 @@
+"""ONNX Runtime behind the `Backend` protocol."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from planish.runtime.backend import CannotOpen, Provider, RunFailed
+from planish.runtime.values import Array, Value
+
+BFLOAT16 = 16
+"""`TensorProto.BFLOAT16`, by which ONNX Runtime knows a dtype that numpy does not have."""
+
+_DTYPES = {"float": "float32", "double": "float64"}
+
+
+class OnnxBackend:
+    """An ONNX model on the CPU or, with onnxruntime-gpu, on CUDA.
+
+    Inputs and outputs are bound to memory, so that a cache that is only fed back is not copied
+    (onnxruntime.ai, "I/O Binding").
+    """
+
+    def __init__(
+        self, model: Path, provider: Provider = "auto", threads: int | None = None
+    ) -> None:
+        self._session = _start(model, provider, threads)
+        on_cuda = "CUDAExecutionProvider" in self._session.get_providers()
+        self.provider: Literal["cpu", "cuda"] = "cuda" if on_cuda else "cpu"
+        if provider == "cuda" and not on_cuda:
+            raise CannotOpen(
+                "ONNX Runtime could not start CUDA: its CUDA or cuDNN libraries are missing, or "
+                "there is no device. Use provider='cpu', or install onnxruntime-gpu[cuda,cudnn]."
+            )
+        self.inputs = tuple(map(_value, self._session.get_inputs()))
+        self.outputs = tuple(map(_value, self._session.get_outputs()))
+        self._dtypes = {value.name: value.dtype for value in self.inputs}
+
+    def run(self, feeds: Mapping[str, Any], kept: Collection[str] = ()) -> dict[str, Any]:
+        """Evaluate; see `Backend.run`. What is kept is an `OrtValue`."""
+        binding = self._session.io_binding()
+        for name, fed in feeds.items():
+            self._bind_input(binding, name, fed)
+        for value in self.outputs:
+            binding.bind_output(value.name, self.provider if value.name in kept else "cpu")
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # as above
+            raise RunFailed(f"ONNX Runtime failed to run the model: {error}") from error
+        return {
+            value.name: result if value.name in kept else _fetch(result)
+            for value, result in zip(self.outputs, binding.get_outputs(), strict=True)
+        }
+
+    def _bind_input(self, binding: Any, name: str, fed: Any) -> None:
+        if not isinstance(fed, np.ndarray):
+            binding.bind_ortvalue_input(name, fed)
+        elif self._dtypes[name] == "bfloat16":
+            value = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                _to_bfloat16(fed), BFLOAT16
+            )
+            binding.bind_ortvalue_input(name, value)
+        else:
+            binding.bind_cpu_input(name, fed)
+
+
+def _start(model: Path, provider: Provider, threads: int | None) -> Any:
+    available = onnxruntime.get_available_providers()
+    if provider == "cuda" and "CUDAExecutionProvider" not in available:
+        raise CannotOpen(
+            "The installed onnxruntime has no CUDA provider. Use provider='cpu', or install "
+            "planish[gpu] in an environment without the plain onnxruntime package."
+        )
+    wanted = {"cpu": ["CPU"]}.get(provider, ["CUDA", "CPU"])
+    names = [f"{name}ExecutionProvider" for name in wanted]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised; warnings about the graph are not the user's
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(
+            model, options, providers=[name for name in names if name in available]
+        )
+    except Exception as error:  # onnxruntime's exceptions have no narrower base in common
+        raise CannotOpen(f"ONNX Runtime cannot load {model}: {error}") from error
+
+
+def _value(described: Any) -> Value:
+    """An input or output as ONNX Runtime describes it, e.g. `tensor(float)` `['B', None, 64]`."""
+    found = re.fullmatch(r"tensor\((\w+)\)", described.type)
+    if not found:
+        raise CannotOpen(
+            f"The model's {described.name!r} is a {described.type}; only tensors can be run."
+        )
+    dtype = _DTYPES.get(found[1], found[1])
+    shape = tuple(
+        f"{described.name}_{axis}" if extent is None else extent
+        for axis, extent in enumerate(described.shape)
+    )
+    return Value(described.name, dtype, shape)
+
+
+def _fetch(result: Any) -> Array:
+    """A result on the CPU as an array; bfloat16 widened to float32."""
+    if result.element_type() != BFLOAT16:
+        return np.asarray(result.numpy())
+    shape = result.shape()
+    bits = (ctypes.c_uint16 * int(np.prod(shape))).from_address(result.data_ptr())
+    wide = np.left_shift(np.ctypeslib.as_array(bits).astype(np.uint32), np.uint32(16))
+    return wide.view(np.float32).reshape(shape)
+
+
+def _to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The upper halves of float32 numbers, rounded to nearest even: bfloat16's bits."""
+    bits = array.view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(array), 0x7FC0, rounded).astype(np.uint16)

@@ -1,0 +1,107 @@
+"""The tokenizer of a model's folder, its chat template, and the tokens that end a text."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from planish.ir.errors import PlanishError
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+class NoTokenizer(PlanishError):
+    """Text was given or asked for, and there is no tokenizer, or no chat template."""
+
+
+class Tokenizer:
+    """Text to tokens and back, as the model's publisher set it up."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the tokenizer with transformers; code that the folder holds is not run.
+
+        Raises:
+            NoTokenizer: if there is none, or transformers cannot read it.
+        """
+        if not any((folder / name).is_file() for name in _FILES):
+            raise NoTokenizer(
+                f"{folder} holds no tokenizer. Copy the files of the model's tokenizer there, or "
+                "give token numbers."
+            )
+        from transformers import AutoTokenizer  # noqa: PLC0415  (slow to import)
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise NoTokenizer(f"The tokenizer in {folder} cannot be read: {error}") from error
+        self._folder = folder
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a prompt, with what the model expects before it."""
+        return self._numbers(text, special=True)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The tokens of a text and nothing else."""
+        return self._numbers(text, special=False)
+
+    def encode_chat(self, message: str) -> list[int]:
+        """The tokens of a conversation in which the user said `message` and an answer is due.
+
+        Raises:
+            NoTokenizer: if the tokenizer has no chat template.
+        """
+        if not self._tokenizer.chat_template:
+            raise NoTokenizer(
+                f"The tokenizer in {self._folder} has no chat template, so the model was not "
+                "made for conversations; generate without chat."
+            )
+        text = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
+        )
+        return self.encode_plain(text)
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of tokens, without special ones."""
+        text: str = self._tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    @cached_property
+    def prefix(self) -> list[int]:
+        """The token that every text of this model begins with, or nothing."""
+        first = self.encode("")[:1]
+        return first if first == [self._tokenizer.bos_token_id] else []
+
+    @property
+    def end(self) -> int | None:
+        """The token that ends a text."""
+        token: int | None = self._tokenizer.eos_token_id
+        return token
+
+    def _numbers(self, text: str, special: bool) -> list[int]:
+        # verbose=False: a text longer than the model's context is cut into windows elsewhere
+        encoded = self._tokenizer(text, add_special_tokens=special, verbose=False)
+        return list(encoded["input_ids"])
+
+
+def end_tokens(folder: Path) -> frozenset[int]:
+    """The tokens that end a text by `generation_config.json`, else by `config.json`."""
+    for name in ("generation_config.json", "config.json"):
+        found = read_json(folder / name).get("eos_token_id")
+        if found is not None:
+            return frozenset([found] if isinstance(found, int) else found)
+    return frozenset()
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file or it holds no object."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
