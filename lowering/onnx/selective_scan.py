@@ -1,4 +1,4 @@
-"""`planish::selective_scan` in standard ONNX operators: a `Scan` over the positions."""
+"""`planish::selective_scan` in ONNX: a standard `Scan`, or ONNX Runtime's `LinearAttention`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import onnx_ir as ir
 
 Emit = Callable[..., tuple[ir.Value, ...]]
-"""Emits a node: `emit(outputs, operator, *inputs, **attributes)`. An input may be a list of
-integers, which stands for an int64 tensor that holds them."""
+"""Emits a node: `emit(outputs, operator, *inputs, **attributes)`. The operator is named with its
+domain, unless that is the standard one; a list of integers as input stands for an int64 tensor."""
 
 
-def selective_scan(
+def standard_scan(
     emit: Emit,
     x: ir.Value,
     dt: ir.Value,
@@ -25,12 +25,12 @@ def selective_scan(
     heads: int,
     width: int,
     groups: int,
-    decays: int,
 ) -> tuple[ir.Value, ir.Value]:
-    """The operator on float32 values.
+    """The operator as a `Scan` over the positions, on float32 values.
 
-    The channels of a group's heads become rows of one matrix a group, R = H·P / G: b and c are
-    common to them, so that a step reads its state with one product of a matrix and a vector.
+    The channels of a group's heads become the R = H·P / G rows of one matrix: b and c are common
+    to them, so a step reads its state with one product of matrix and vector. The decay is left to
+    the body, since for all positions at once it would be as large as T states.
 
     Args:
         emit: adds a node to the graph under construction.
@@ -44,7 +44,6 @@ def selective_scan(
         heads: H.
         width: P.
         groups: G.
-        decays: how many columns `a` has.
 
     Returns:
         y [B, T, H, P] and the state after the last position, [B, H, P, N].
@@ -55,24 +54,19 @@ def selective_scan(
 
     members = heads // groups
     rows = members * width
-    step = op("Reshape", dt, [0, 0, groups, members, 1])
-    step = op("Reshape", op("Expand", step, [1, 1, 1, 1, width]), [0, 0, groups, rows, 1])
-    rate = op("Expand", op("Reshape", a, [groups, members, 1, decays]), [1, 1, width, 1])
-    rate = op("Reshape", rate, [groups, rows, decays])
-    drive = op("Mul", op("Reshape", x, [0, 0, groups, rows, 1]), step)
-    # One decay a row is as large as x. A decay for every column is as large as T states, so that
-    # is left to the body, which makes one at a time.
-    ready = decays == 1
-    decay = op("Exp", op("Mul", step, rate)) if ready else step
+    step = op("Expand", op("Reshape", dt, [0, 0, groups, members, 1]), [1, 1, 1, 1, width])
+    step = op("Reshape", step, [0, 0, groups, rows, 1])
+    rate = op("Expand", op("Reshape", a, [groups, members, 1, -1]), [1, 1, width, 1])
+    rate = op("Reshape", rate, [groups, rows, -1])
     last, read = emit(
         2,
         "Scan",
         op("Reshape", state, [0, groups, rows, -1]),
-        decay,
-        drive,
+        step,
+        op("Mul", op("Reshape", x, [0, 0, groups, rows, 1]), step),
         op("Unsqueeze", b, [3]),
         op("Unsqueeze", c, [4]),
-        body=_body(None if ready else rate),
+        body=_body(rate),
         num_scan_inputs=4,
         scan_input_axes=[1] * 4,
         scan_output_axes=[1],
@@ -83,25 +77,74 @@ def selective_scan(
     return y, op("Reshape", last, [0, heads, width, -1])
 
 
-def _body(rate: ir.Value | None) -> ir.Graph:
+def _body(rate: ir.Value) -> ir.Graph:
     """One position: the state [B, G, R, N] decays, takes the drive in, and is read.
 
-    The decay [B, G, R, 1] comes ready, or as dt, of which `rate` [G, R, N], a value of the graph
-    around, makes it.
+    `rate` [G, R, N] or [G, R, 1] is a value of the graph around.
     """
     nodes: list[ir.Node] = []
 
     def op(kind: str, *inputs: ir.Value) -> ir.Value:
-        nodes.append(ir.Node("", kind, inputs, name=f"step/{kind}_{len(nodes)}"))
-        nodes[-1].outputs[0].name = nodes[-1].name
-        return nodes[-1].outputs[0]
+        node = ir.Node("", kind, inputs, name=f"step/{kind}_{len(nodes)}")
+        node.outputs[0].name = node.name
+        nodes.append(node)
+        return node.outputs[0]
 
     inputs = [
         ir.Value(name=f"step/{name}", type=ir.TensorType(ir.DataType.FLOAT))
-        for name in ("state", "decay", "drive", "b", "c")
+        for name in ("state", "dt", "drive", "b", "c")
     ]
-    state, decay, drive, b, c = inputs
-    if rate is not None:
-        decay = op("Exp", op("Mul", decay, rate))
-    after = op("Add", op("Mul", decay, state), op("Mul", drive, b))
+    state, step, drive, b, c = inputs
+    kept = op("Mul", op("Exp", op("Mul", step, rate)), state)
+    after = op("Add", kept, op("Mul", drive, b))
     return ir.Graph(inputs, [after, op("MatMul", after, c)], nodes=nodes, name="step")
+
+
+def linear_attention(
+    emit: Emit,
+    x: ir.Value,
+    dt: ir.Value,
+    a: ir.Value,
+    b: ir.Value,
+    c: ir.Value,
+    d: ir.Value | None,
+    state: ir.Value,
+    *,
+    heads: int,
+    width: int,
+    groups: int,
+) -> tuple[ir.Value, ir.Value]:
+    """The operator as ONNX Runtime's `LinearAttention`, for one decay a head (a is [H, 1]).
+
+    Mamba-2 is gated linear attention whose keys are b, queries c and values dt·x (Dao and Gu,
+    2024, section 7). The operator would take a decay for every column as well, but with heads of
+    one channel, as in Mamba, it is slower than the `Scan`.
+
+    Args and returned values are those of `standard_scan`.
+    """
+
+    def op(kind: str, *inputs: Any, **attributes: Any) -> ir.Value:
+        return emit(1, kind, *inputs, **attributes)[0]
+
+    def every_head(rows: ir.Value) -> ir.Value:
+        """[B, T, G, N] to [B, T, H·N]."""
+        repeated = op("Expand", op("Unsqueeze", rows, [3]), [1, 1, 1, heads // groups, 1])
+        return op("Reshape", repeated, [0, 0, -1])
+
+    read, last = emit(
+        2,
+        "com.microsoft.LinearAttention",
+        every_head(c),
+        every_head(b),
+        op("Reshape", op("Mul", x, op("Unsqueeze", dt, [3])), [0, 0, -1]),
+        op("Transpose", state, perm=[0, 1, 3, 2]),
+        op("Mul", dt, op("Squeeze", a, [1])),
+        q_num_heads=heads,
+        kv_num_heads=heads,
+        update_rule="gated",
+        scale=1.0,
+    )
+    y = op("Reshape", read, [0, 0, heads, width])
+    if d is not None:
+        y = op("Add", y, op("Mul", x, op("Unsqueeze", d, [1])))
+    return y, op("Transpose", last, perm=[0, 1, 3, 2])
