@@ -1,0 +1,213 @@
+"""Check what a recipe says, every mistake at once, and make its passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, get_args
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from planish.passes import PASSES
+from planish.passes.contract import Pass
+from planish.recipes.document import KeyPath, Problem
+
+Isolation = Literal["bitwise", "enforce", "warn", "off"]
+"""What is asked of the result: that requests in a batch stay apart bit for bit, that they stay
+apart, a warning where they may not, or nothing."""
+
+Target = Literal["onnx", "torch"]
+"""What to lower to: ONNX Runtime, or torch run eagerly."""
+
+KEYS = ("description", "isolation", "target", "passes")
+"""The keys of a recipe."""
+
+
+class Check:
+    """The check of one recipe. `problems` is empty if it holds.
+
+    Attributes:
+        fields: what the recipe says, as the arguments of `Recipe` besides its name.
+        problems: every mistake.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.fields: dict[str, Any] = {}
+        self.problems: list[Problem] = []
+        if isinstance(value, Mapping):
+            self._recipe(value)
+        elif isinstance(value, list):
+            self._problem((), "a list; a recipe is a mapping, with the list under the key passes")
+        else:
+            self._problem((), "a recipe is a mapping with the key passes")
+
+    def _problem(self, path: KeyPath, what: str, *, of_key: bool = False) -> None:
+        self.problems.append(Problem(path, what, of_key))
+
+    def _recipe(self, recipe: Mapping[Any, Any]) -> None:
+        for key in recipe:
+            if key not in KEYS:
+                self._problem((key,), f"no such key{suggestion(key, KEYS)}", of_key=True)
+        if "description" in recipe:
+            self._description(recipe["description"])
+        for key, words in (("isolation", get_args(Isolation)), ("target", get_args(Target))):
+            if key in recipe:
+                self._word(key, recipe[key], words)
+        if "passes" in recipe:
+            self._passes(recipe["passes"])
+        else:
+            self._problem((), "the key passes is missing")
+
+    def _description(self, value: Any) -> None:
+        if isinstance(value, str):
+            self.fields["description"] = value.strip()
+        else:
+            self._problem(("description",), f"must be text, not {shown(value)}")
+
+    def _word(self, key: str, value: Any, words: tuple[str, ...]) -> None:
+        if value in words:
+            self.fields[key] = value
+        else:
+            self._problem((key,), f"cannot be {shown(value)}{suggestion(value, words)}")
+
+    def _passes(self, items: Any) -> None:
+        if not isinstance(items, list):
+            self._problem(("passes",), f"must be a list of passes, not {shown(items)}")
+            return
+        made = [self._pass(item, ("passes", place)) for place, item in enumerate(items)]
+        self.fields["passes"] = tuple(one for one in made if one is not None)
+
+    def _pass(self, item: Any, path: KeyPath) -> Pass | None:
+        """The pass that an item of the list stands for; None if it is a mistake."""
+        match item:
+            case Pass():
+                return item
+            case str():
+                return self._made(item, {}, path) if self._known(item, path) else None
+            case Mapping() if item:
+                return self._with_options(item, path)
+        self._problem(path, f"must be the name of a pass, or name: options, not {shown(item)}")
+        return None
+
+    def _with_options(self, item: Mapping[Any, Any], path: KeyPath) -> Pass | None:
+        name, *others = item
+        if not self._known(name, (*path, name), of_key=True):
+            return None
+        for other in others:
+            self._stray(other, name, path)
+        options = item[name]
+        if isinstance(options, Mapping) or (options is None and not others):
+            return self._made(name, options or {}, (*path, name))
+        if options is not None:
+            self._problem((*path, name), f"must be a mapping of options, not {shown(options)}")
+        return None
+
+    def _known(self, name: Any, path: KeyPath, *, of_key: bool = False) -> bool:
+        if name in PASSES:
+            return True
+        self._problem(
+            path, f"no pass is named {shown(name)}{suggestion(name, PASSES)}", of_key=of_key
+        )
+        return False
+
+    def _stray(self, key: Any, name: str, path: KeyPath) -> None:
+        """A second key in an item: an option that is not indented, or a pass without a dash."""
+        if key in _fields(PASSES[name]):
+            what = f"is an option of {name}; indent it further than {name}"
+        else:
+            what = f"stands beside {name}; an item of the list is one pass, begun by a dash"
+        self._problem((*path, key), what, of_key=True)
+
+    def _made(self, name: str, options: Mapping[str, Any], path: KeyPath) -> Pass | None:
+        kind = PASSES[name]
+        try:
+            # As JSON, so that lists become tuples under strict validation, and nothing else does.
+            return TypeAdapter(kind).validate_json(json.dumps(dict(options)))
+        except TypeError:
+            self._problem(path, "its options must be text, numbers, booleans, lists or null")
+        except ValidationError as error:
+            self.problems += _problems(error, kind, path)
+        return None
+
+
+def _fields(kind: type[Pass]) -> dict[str, FieldInfo]:
+    """The options of a pass by name."""
+    fields: dict[str, FieldInfo] = kind.__pydantic_fields__  # type: ignore[attr-defined]
+    return fields
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def suggestion(word: Any, known: Iterable[Any]) -> str:
+    """`; did you mean ...?` where a known word is near, or else all that are known."""
+    words = [str(one) for one in known]
+    spelled = str(word).casefold().replace("-", "_")
+    near = difflib.get_close_matches(spelled, words, n=1)
+    if near and isinstance(word, str):
+        return f"; did you mean {near[0]}?"
+    return f"; choose from {', '.join(words)}" if words else "; there are none"
+
+
+def _problems(error: ValidationError, kind: type[Pass], path: KeyPath) -> Iterable[Problem]:
+    """What pydantic found, in our words. Several alternatives that all fail are one mistake."""
+    found: dict[KeyPath, Problem] = {}
+    for detail in error.errors(include_url=False):
+        problem = _explained(detail, kind, path)
+        earlier = found.get(problem.path)
+        if earlier is not None:
+            problem = dataclasses.replace(problem, what=f"{earlier.what}, or {problem.what}")
+        found[problem.path] = problem
+    return found.values()
+
+
+def _explained(detail: Any, kind: type[Pass], path: KeyPath) -> Problem:
+    # Alternatives of a union are named in the location by their type; those are no keys.
+    steps = detail["loc"]
+    option = steps[0] if steps else None
+    inner = tuple(step for step in steps[1:] if isinstance(step, int))
+    where = (*path, option, *inner) if option is not None else path
+    value = detail["input"]
+    match detail["type"]:
+        case "unexpected_keyword_argument":
+            hint = suggestion(option, _fields(kind))
+            return Problem(where, f"no such option{hint}", of_key=True)
+        case "missing":
+            return Problem(path, f"the option {option} is missing")
+        case "literal_error":
+            words = choices(_fields(kind)[str(option)].annotation)
+            return Problem(where, f"cannot be {shown(value)}{suggestion(value, words)}")
+        case "value_error":
+            return Problem(where, str(detail["ctx"]["error"]))
+        case str(error_type) if error_type in _TYPES:
+            return Problem(where, f"must be {_TYPES[error_type]}, not {shown(value)}")
+    rule = detail["msg"].removeprefix("Input should ")
+    return Problem(where, f"should {rule}; it is {shown(value)}")
+
+
+_TYPES = {
+    "bool_type": "true or false",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+"""What a value must be, by the type of pydantic's error."""
+
+
+def choices(annotation: Any) -> Iterator[str]:
+    """The literal values that an annotation allows, as YAML spells them."""
+    for argument in get_args(annotation):
+        if argument is type(None):
+            yield "null"
+        elif get_args(argument):
+            yield from choices(argument)
+        elif not isinstance(argument, type):
+            yield str(argument)
