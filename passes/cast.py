@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate
 
 from planish.ir.edit import Edit
 from planish.ir.program import Program, Sample, Source
@@ -129,7 +130,7 @@ class _Rewrite:
 
     def _narrow(self, node: fx.Node) -> None:
         """Let a call compute in the new dtype: its dtype argument, constants and operands."""
-        node.args, node.kwargs = fx.node.map_aggregate(
+        node.args, node.kwargs = map_aggregate(
             (node.args, node.kwargs), lambda leaf: self.dtype if _is_float_dtype(leaf) else leaf
         )
         self._clamp(node, 0.0)
@@ -158,13 +159,13 @@ class _Rewrite:
                 return max(-largest, min(largest, leaf))
             return leaf
 
-        node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), clamp)
+        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), clamp)
 
 
 def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     converted = tensor.to(dtype)
     lost = torch.isinf(converted) & torch.isfinite(tensor)
-    if not lost.any():
+    if tensor.is_meta or not lost.any():
         return converted
     largest = torch.finfo(dtype).max
     if tensor.numel() == 1:  # a constant of the model's code, such as the value of a mask

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from planish.ir.edit import Edit
 from planish.ir.program import Program
+from planish.ir.quant import dequantize
 from planish.ir.shapes import describe
 from planish.ir.text import target_text
 from planish.passes.contract import OPTIONS, Contract, NotApplicable, Pass
@@ -169,7 +170,7 @@ def _not_its_own(
     key: str, pair: _Pair, layer: Mapping[str, Any], readers: Mapping[str, list[fx.Node]]
 ) -> str | None:
     node = layer[key]
-    if target_text(node.target) == "planish.dequantize":
+    if node.target is dequantize:
         return f"its {key} is quantized; run fuse_conv_bn before quantize_weights"
     if node.op != "get_attr":
         return (
