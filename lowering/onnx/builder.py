@@ -208,8 +208,8 @@ class Builder:
         """A small tensor, named for what it holds. Numbers may come as a tensor, which sets dtype."""
         tensor = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, dtype=dtype)
         tensor = tensor.to(self.target.dtype(tensor.dtype))
-        kind = str(tensor.dtype).removeprefix("torch.")
-        name = f"{kind}{tensor.tolist()}".replace(" ", "")
+        held = str(tensor.tolist()).replace(" ", "")
+        name = f"{_dtype_name(tensor.dtype)}{held if tensor.dim() else f'({held})'}"
         return self.typed(
             self.initializer(name, TorchTensor(tensor)), tensor.dtype, tuple(tensor.shape)
         )
@@ -259,19 +259,23 @@ class Builder:
         """The value with its dimensions in another order. Undoes a transposition before it."""
         if list(order) == sorted(order):
             return value
-        shape, before = self.shape(value), value.producer()
-        if before is not None and before.op_type == "Transpose":
-            order = [before.attributes["perm"].as_ints()[place] for place in order]
-            return self.transpose(_only_input(before), order)
+        before, shape = self.transposed(value), self.shape(value)
+        if before is not None:
+            return self.transpose(_source(value), [before[place] for place in order])
         made = self.op("Transpose", value, perm=list(order))
         return self.typed(made, self.dtype(value), [shape[place] for place in order])
 
+    def transposed(self, value: ir.Value) -> list[int] | None:
+        """The order in which a transposition made a value; None if none did."""
+        before = value.producer()
+        if before is None or before.op_type != "Transpose":
+            return None
+        return list(before.attributes["perm"].as_ints())
+
     def reshape(self, value: ir.Value, shape: Sequence[Extent]) -> ir.Value:
         """The value with the same numbers in another shape. Undoes a reshape before it."""
-        before = value.producer()
-        while before is not None and before.op_type == "Reshape":
-            value = _only_input(before)
-            before = value.producer()
+        while (before := value.producer()) is not None and before.op_type == "Reshape":
+            value = _source(value)
         if self.has_shape(value, shape):
             return value
         plan = self._copying(value, shape)
@@ -303,7 +307,14 @@ class Builder:
         return len(own) == len(shape) and all(map(same, own, shape))
 
 
-def _only_input(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
+def _source(value: ir.Value) -> ir.Value:
+    """The first input of the node that made a value."""
+    producer = value.producer()
+    assert producer is not None
+    source = producer.inputs[0]
+    assert source is not None
+    return source
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -26,8 +26,7 @@ _SWAP = [0, 2, 1, 3]
 
 def pack(b: Builder, heads: ir.Value) -> ir.Value | None:
     """[B, H, T, D] as [B, T, H·D], if that takes no transposition."""
-    before = heads.producer()
-    if before is None or before.op_type != "Transpose" or before.attributes["perm"].as_ints() != _SWAP:
+    if b.transposed(heads) != _SWAP:
         return None
     batch, count, length, width = b.shape(heads)
     return b.reshape(b.transpose(heads, _SWAP), [batch, length, count * width])

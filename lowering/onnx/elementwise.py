@@ -326,6 +326,8 @@ ELEMENTWISE: dict[Callable[..., Any], Emitter] = {
     aten.pow.Tensor_Tensor: _power,
     aten.pow.Scalar: _power,
     aten.maximum.default: binary("Max"),
+    aten.max.other: binary("Max"),
+    aten.min.other: binary("Min"),
     aten.minimum.default: binary("Min"),
     aten.logical_and.default: logical("And"),
     aten.logical_or.default: logical("Or"),
