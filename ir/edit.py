@@ -48,7 +48,8 @@ class Edit:
     ) -> fx.Node:
         """A new call of an operator, placed before a node."""
         with self.graph.inserting_before(before):
-            node = self.graph.call_function(target, args, kwargs)
+            name = getattr(target, "overloadpacket", target).__name__
+            node = self.graph.create_node("call_function", target, args, kwargs, name)
         if "module" in before.meta:
             node.meta["module"] = before.meta["module"]
         self._infer(node)
