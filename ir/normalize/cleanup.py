@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from planish.ir.edit import Edit
+from planish.ir.normalize.match import alike, dtype, same, shape
 from planish.ir.program import Program
 
 aten = torch.ops.aten
@@ -30,7 +31,7 @@ def cleanup(program: Program) -> Program:
             edit.graph.erase_node(node)
         for target, rule in _RULES.items():
             for node in edit.nodes(target):
-                rule(edit, node)
+                rule(node)
         for node in edit.nodes():
             node.kwargs = {
                 key: value for key, value in node.kwargs.items() if key not in _PLACEMENT
@@ -93,54 +94,83 @@ _PLACEMENT = ("device", "pin_memory")
 """Arguments that say where a tensor lies, which is the business of whoever runs the graph."""
 
 
-def _skip(edit: Edit, node: fx.Node, value: fx.Node) -> None:
+def _skip(node: fx.Node, value: fx.Node) -> None:
     """Let the readers of a node read its input, where both have one dtype and shape."""
-    old, new = node.meta["val"], value.meta["val"]
-    if old.dtype == new.dtype and old.shape == new.shape:
+    if alike(node, value):
         node.replace_all_uses_with(value)
 
 
-def _identity(edit: Edit, node: fx.Node) -> None:
-    _skip(edit, node, node.args[0])  # type: ignore[arg-type]
+def _identity(node: fx.Node) -> None:
+    _skip(node, node.args[0])  # type: ignore[arg-type]
 
 
-def _slice(edit: Edit, node: fx.Node) -> None:
+def _slice(node: fx.Node) -> None:
     _, _, start, end, step = (*node.args, *(0, 0, 0, None, 1)[len(node.args) :])
     if start in (0, None) and end in (None, sys.maxsize) and step == 1:
-        _identity(edit, node)
+        _identity(node)
 
 
-def _multiply(edit: Edit, node: fx.Node) -> None:
+def _multiply(node: fx.Node) -> None:
     if node.args[1] == 1 and not isinstance(node.args[1], fx.Node):
-        _identity(edit, node)
+        _identity(node)
 
 
-def _add(edit: Edit, node: fx.Node) -> None:
+def _add(node: fx.Node) -> None:
     if node.args[1] == 0 and not isinstance(node.args[1], fx.Node):
-        _identity(edit, node)
+        _identity(node)
 
 
-def _reshape(edit: Edit, node: fx.Node) -> None:
+def _reshape(node: fx.Node) -> None:
     node.target = aten.reshape.default
-    _identity(edit, node)
+    _identity(node)
 
 
-def _concatenate(edit: Edit, node: fx.Node) -> None:
-    """Leave out the empty one-dimensional tensors that torch lets a cat begin with."""
+def _concatenate(node: fx.Node) -> None:
+    """Leave out empty parts, among them the one-dimensional ones that torch lets a cat have."""
     parts: Any = node.args[0]
-    kept = [part for part in parts if not _is_empty(part.meta["val"])]
-    if len(kept) == len(parts):
+    kept = [part for part in parts if not any(same((extent,), (0,)) for extent in shape(part))]
+    if len(kept) in {0, len(parts)}:
         return
     node.args = (kept, *node.args[1:])
     if len(kept) == 1:
-        _skip(edit, node, kept[0])
+        _skip(node, kept[0])
 
 
-def _is_empty(value: Tensor) -> bool:
-    return value.dim() == 1 and isinstance(value.shape[0], int) and value.shape[0] == 0
+def _pad(node: fx.Node) -> None:
+    widths: Any = node.args[1]
+    if not any(isinstance(width, fx.Node) or width for width in widths):
+        _identity(node)
 
 
-_RULES: dict[Callable[..., Any], Callable[[Edit, fx.Node], None]] = {
+def _type_as(node: fx.Node) -> None:
+    other: Any = node.args[1]
+    node.target, node.args, node.kwargs = (
+        aten._to_copy.default,
+        node.args[:1],
+        {"dtype": dtype(other)},
+    )
+    _identity(node)
+
+
+def _conjunction(node: fx.Node) -> None:
+    """`true & x` is x."""
+    one: Any
+    other: Any
+    one, other = node.args
+    if one.target in _ONES:
+        _skip(node, other)
+    elif other.target in _ONES:
+        _skip(node, one)
+
+
+_ONES = (aten.ones.default, aten.new_ones.default, aten.ones_like.default)
+
+
+def _layer_norm(node: fx.Node) -> None:
+    node.args = node.args[:5]  # the sixth asks for cuDNN
+
+
+_RULES: dict[Callable[..., Any], Callable[[fx.Node], None]] = {
     aten.clone.default: _identity,
     aten.alias.default: _identity,
     aten.detach.default: _identity,
@@ -156,4 +186,8 @@ _RULES: dict[Callable[..., Any], Callable[[Edit, fx.Node], None]] = {
     aten._unsafe_view.default: _reshape,
     aten.reshape.default: _reshape,
     aten.cat.default: _concatenate,
+    aten.pad.default: _pad,
+    aten.type_as.default: _type_as,
+    aten.__and__.Tensor: _conjunction,
+    aten.layer_norm.default: _layer_norm,
 }
