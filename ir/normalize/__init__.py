@@ -1,20 +1,38 @@
 """Normalization: from the graph an exporter leaves to composite operators.
 
 Runs once, right after capture. `cleanup` drops what has no meaning; the other files recover one
-composite operator each.
+composite operator each, by patterns over the graph (`match`), never by a model's name.
 """
 
 from __future__ import annotations
 
+from planish.ir.normalize import (
+    activation,
+    attention,
+    gated,
+    layer_norm,
+    linear,
+    parts,
+    rms_norm,
+    rotary,
+)
 from planish.ir.normalize.cleanup import cleanup
+from planish.ir.normalize.match import rewrite
 from planish.ir.program import Program
 
-STEPS = (cleanup,)
-"""The rewrites, in order; each takes a program and gives one."""
+RULES = (
+    *parts.RULES,
+    *linear.RULES,
+    *rms_norm.RULES,
+    *layer_norm.RULES,
+    *rotary.RULES,
+    *activation.RULES,
+    *gated.RULES,
+    *attention.RULES,
+)
+"""Every rewrite; one walk over the graph tries all of them at each node."""
 
 
 def normalize(program: Program) -> Program:
     """The program in normal form: cleaned up, with composite operators put together again."""
-    for step in STEPS:
-        program = step(program)
-    return program
+    return rewrite(cleanup(program), RULES)
