@@ -7,6 +7,7 @@ on sizes; anything else is refused.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def graph_json(program: Program) -> dict[str, Any]:
     source = program.source
     return {
         "format": FORMAT,
-        "sizes": [[size.name, size.example, size.min, size.long] for size in program.sizes],
+        "sizes": [dataclasses.astuple(size) for size in program.sizes],
         "inputs": [
             [spec.name, _dtype_name(spec.dtype), list(spec.shape), spec.batch_axis]
             for spec in program.inputs

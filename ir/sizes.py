@@ -39,12 +39,18 @@ class Size:
         min: the smallest value the program is meant for. Zero and one run where the operators
             allow it, even though shapes are derived for two and more.
         long: the name that exported files use, e.g. `"batch_size"`.
+        max: the largest value the graph holds for, such as the length of a position table.
     """
 
     name: str
     example: int
     min: int = 1
     long: str = ""
+    max: int | None = None
+
+    def __str__(self) -> str:
+        """The range, as programs print it: `1 <= T <= 512`."""
+        return f"{self.min} <= {self.name}" + (f" <= {self.max}" if self.max else "")
 
 
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -121,10 +127,7 @@ class SymbolicShapes:
             if symbol in self.environment.replacements
         }
         if fixed:
-            names = {
-                name: str(value.xreplace(self._names))
-                for name, value in fixed.items()
-            }
+            names = {name: str(value.xreplace(self._names)) for name, value in fixed.items()}
             became = ", ".join(f"{name} = {value}" for name, value in sorted(names.items()))
             raise SpecializedSize(
                 f"the graph holds only for {became}: some operator compares that size with a "

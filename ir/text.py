@@ -27,7 +27,7 @@ _DTYPES = {
 
 def program_text(program: Program) -> str:
     """The whole program: a head with the sizes, a line a node, and what is returned."""
-    sizes = ", ".join(f"{size.name} >= {size.min}" for size in program.sizes)
+    sizes = ", ".join(map(str, program.sizes))
     lines = [f"program {program.source.name}" + (f" for {sizes}" if sizes else "")]
     lines += [
         f"  {line}"

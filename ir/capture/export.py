@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from planish.ir.capture.functional import functional
 from planish.ir.errors import PlanishError
 from planish.ir.normalize import normalize
 from planish.ir.program import Input, Program, Sample, Source
@@ -63,14 +66,14 @@ def export_program(
         planish.ir.sizes.SpecializedSize: if a symbolic size had to be fixed.
     """
     exported = _export(module, tuple(example), signature, source.name)
-    _check_symbolic(exported, signature)
+    sizes = _bounded(exported, signature)
     tensors, aliases, names = _tensors(exported, prefix)
     program = Program(
-        graph=_graph(exported, names, signature),
+        graph=_graph(exported, names, signature, prefix),
         tensors=tensors,
         inputs=signature.inputs,
         outputs=signature.outputs,
-        shapes=SymbolicShapes(signature.sizes),
+        shapes=SymbolicShapes(sizes),
         source=source,
         samples=tuple(samples),
         aliases=aliases,
@@ -93,19 +96,19 @@ def _export(
             exported = torch.export.export(
                 _Flat(module), example, dynamic_shapes=(dynamic,), strict=False
             )
-            decomposed: ExportedProgram = exported.run_decompositions({})
+            return functional(exported)
     except Exception as error:
         raise CaptureFailed(f"{name} cannot be exported: {explain(error)}") from error
-    return decomposed
 
 
-def _check_symbolic(exported: ExportedProgram, signature: Signature) -> None:
-    """Make sure that the exporter fixed or bounded no size that is to be symbolic.
+def _bounded(exported: ExportedProgram, signature: Signature) -> tuple[Size, ...]:
+    """The symbolic sizes with the bounds that the model's code puts on them.
 
     Raises:
-        SpecializedSize: naming the size and what it became.
+        SpecializedSize: if the exporter fixed a size that is to be symbolic.
     """
     names = iter(signature.inputs)
+    upper: dict[str, int] = {}
     for node in exported.graph.nodes:
         if node.op != "placeholder" or node.name not in exported.graph_signature.user_inputs:
             continue
@@ -114,21 +117,21 @@ def _check_symbolic(exported: ExportedProgram, signature: Signature) -> None:
             if not isinstance(wanted, str):
                 continue
             if isinstance(extent, int) or extent.node.expr.is_number:
-                raise SpecializedSize(_specialized(spec.name, wanted, f"= {extent}"))
+                raise SpecializedSize(
+                    f"the graph holds only for {wanted} = {extent} (input {spec.name!r}): the "
+                    "model's code branches on that size or bakes it in. Make the code independent "
+                    "of it, or leave the dimension static."
+                )
             bounds = exported.range_constraints.get(extent.node.expr)
             if bounds is not None and bool(bounds.upper < _LARGE):
-                raise SpecializedSize(_specialized(spec.name, wanted, f"<= {bounds.upper}"))
+                upper[wanted] = min(upper.get(wanted, _LARGE), int(bounds.upper))
+    return tuple(
+        dataclasses.replace(size, max=upper.get(size.name, size.max)) for size in signature.sizes
+    )
 
 
 _LARGE = 2**31
 """A bound above this is the exporter's stand-in for none."""
-
-
-def _specialized(name: str, size: str, became: str) -> str:
-    return (
-        f"the graph holds only for {size} {became} (input {name!r}): the model's code branches on "
-        "that size or bakes it in. Make the code independent of it, or leave the dimension static."
-    )
 
 
 class _Flat(nn.Module):
@@ -165,7 +168,10 @@ def _tensors(
         target = str(spec.target)
         tensor = stored[target].detach()
         name = target.removeprefix("module.").removeprefix(prefix)
-        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        # The storage, not the address: tensors without data all have the address 0.
+        storage = StorageWeakRef(tensor.untyped_storage())
+        place = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        key = (storage, *place)
         first = by_storage.setdefault(key, name) if tensor.numel() else name
         if first == name:
             tensors[name] = tensor
@@ -175,7 +181,9 @@ def _tensors(
     return tensors, aliases, placeholders
 
 
-def _graph(exported: ExportedProgram, names: Mapping[str, str], signature: Signature) -> fx.Graph:
+def _graph(
+    exported: ExportedProgram, names: Mapping[str, str], signature: Signature, prefix: str
+) -> fx.Graph:
     """The exported graph with inputs first, tensors read by name, and one flat output."""
     _refuse_mutation(exported)
     graph = fx.Graph()
@@ -191,10 +199,11 @@ def _graph(exported: ExportedProgram, names: Mapping[str, str], signature: Signa
             nodes[node] = graph.create_node("get_attr", name, name=name.replace(".", "_"))
         elif node.op == "call_function":
             nodes[node] = graph.node_copy(node, nodes.__getitem__)
-            nodes[node].meta = {"module": module_of(node)} if module_of(node) else {}
+            module = module_of(node, prefix)
+            nodes[node].meta = {"module": module} if module else {}
         elif node.op == "get_attr":
             raise CaptureFailed(
-                f"the graph branches on data at {module_of(node) or node.name} (a "
+                f"the graph branches on data at {module_of(node, prefix) or node.name} (a "
                 "higher-order operator), which programs do not hold yet."
             )
         elif node.op == "output":
@@ -215,12 +224,12 @@ def _refuse_mutation(exported: ExportedProgram) -> None:
         )
 
 
-def module_of(node: fx.Node) -> str:
+def module_of(node: fx.Node, prefix: str) -> str:
     """The path of the module whose code made a node, without the wrappers of capture."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values() if path]
     path = paths[-1] if paths else ""
-    return path.removeprefix("module").lstrip(".")
+    return f"{path}.".removeprefix("module.").removeprefix(prefix).removesuffix(".")
 
 
 def from_module(

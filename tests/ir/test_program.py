@@ -41,7 +41,7 @@ def program(mlp: Mlp) -> Program:
 
 
 GOLDEN = """\
-program Mlp for B >= 1, T >= 1
+program Mlp for 1 <= B, 1 <= T
   %x: f32[B, T, 8] = input
   %linear: f32[B, T, 12] = aten.linear(%x, @up.weight, @up.bias)
   %relu: f32[B, T, 12] = aten.relu(%linear)
