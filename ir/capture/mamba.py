@@ -99,13 +99,18 @@ def _mamba2(
     y = _scan(
         mixer,
         layer,
-        x.unflatten(-1, (mixer.num_heads, mixer.head_dim)),
+        _heads(x, mixer.num_heads),
         dt,
-        b.unflatten(-1, (groups, columns)),
-        c.unflatten(-1, (groups, columns)),
+        _heads(b, groups),
+        _heads(c, groups),
     )
     projected: Tensor = mixer.out_proj(mixer.norm(y.flatten(-2), gate))
     return projected
+
+
+def _heads(packed: Tensor, count: int) -> Tensor:
+    """[B, T, H·P] as [B, T, H, P]."""
+    return packed.reshape(*packed.shape[:-1], count, packed.shape[-1] // count)
 
 
 def _masked(hidden_states: Tensor, mask: Tensor | None) -> Tensor:

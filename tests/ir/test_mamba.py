@@ -304,8 +304,15 @@ def test_capture_leaves_the_model_as_it_was(family: tuple[Any, Program]) -> None
 
 def test_step_limits_hold() -> None:
     """Mamba-2's `time_step_limit`, which most checkpoints leave open."""
-    options = {"num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 4, "state_size": 8}
-    model = _build("mamba2", **_TINY, **options, time_step_limit=(0.02, 0.1))
+    options: dict[str, Any] = {
+        "num_heads": 8,
+        "head_dim": 16,
+        "n_groups": 2,
+        "chunk_size": 4,
+        "state_size": 8,
+    }
+    options |= {"num_hidden_layers": 1, "time_step_limit": (0.02, 0.1)}
+    model = _build("mamba2", **(_TINY | options))
     program = _capture(model)
     ids = _tokens(2, 6)
     got = _run(program, ids, torch.ones_like(ids), _empty(program, 2))["logits"]
@@ -317,7 +324,7 @@ def test_step_limits_hold() -> None:
 def test_half_precision_keeps_the_state_wide(family: tuple[Any, Program]) -> None:
     """In bfloat16 the recurrent state stays float32, as in transformers' cache."""
     name = family[0].config.model_type
-    model = tiny(name)[0].bfloat16()
+    model = tiny(name, layers=1)[0].bfloat16()
     program = _capture(model)
     dtypes = {spec.name: spec.dtype for spec in program.inputs}
     assert dtypes["past_conv.0"] == torch.bfloat16

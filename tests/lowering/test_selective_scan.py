@@ -46,7 +46,7 @@ class _Nodes(list[ir.Node]):
             contents = ir.tensor(np.array(numbers, np.int64), name=name)
             self.constants[name] = ir.Value(
                 name=name,
-                shape=contents.shape,
+                shape=ir.Shape([len(numbers)]),
                 type=ir.TensorType(contents.dtype),
                 const_value=contents,
             )

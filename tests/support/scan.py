@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from planish.ir.sizes import Extent, evaluate
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -16,7 +18,7 @@ class Scan:
     columns: int
     decays: int
 
-    def shapes(self) -> dict[str, list[str | int]]:
+    def shapes(self) -> dict[str, list[Extent]]:
         """The shape of each argument, over the batch B and the length T."""
         return {
             "x": ["B", "T", self.heads, self.width],
@@ -33,7 +35,7 @@ class Scan:
         torch.manual_seed(0)
         sizes = {"B": batch, "T": length}
         made = {
-            name: torch.randn([sizes.get(str(extent), extent) for extent in shape])
+            name: torch.randn([evaluate(extent, sizes) for extent in shape])
             for name, shape in self.shapes().items()
         }
         return made | {"dt": made["dt"].abs(), "a": -made["a"].abs()}
