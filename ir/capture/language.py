@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from planish.ir.capture.experts import dense_experts
 from planish.ir.capture.export import Signature, export_program
 from planish.ir.capture.mamba import functional_mixers
 from planish.ir.capture.states import State, run_with_states, states_of
@@ -36,7 +37,7 @@ def capture_causal(model: PreTrainedModel, source: Source) -> Program:
     Raises:
         planish.ir.capture.export.CaptureFailed: if the model cannot be exported.
     """
-    with functional_mixers(model):
+    with functional_mixers(model), dense_experts(model):
         states = states_of(model)
         signature = _signature(model, states)
         vocabulary: Any = model.get_input_embeddings().num_embeddings
