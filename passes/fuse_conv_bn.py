@@ -133,7 +133,7 @@ def _why_none(program: Program) -> str:
     before = _arguments(norms[0])["input"]
     source = "an input" if before.op == "placeholder" else target_text(before.target)
     return (
-        f"none of the {len(norms)} batch norms follows a convolution or linear layer directly; "
+        "no batch norm follows a convolution or linear layer directly; "
         f"{describe(norms[0])} normalizes %{before.name} ({source}). Past anything but such a "
         "layer, folding would change the function; leave this pass out."
     )
