@@ -131,6 +131,8 @@ class Builder:
             attributes: those that are None are left out.
         """
         values = tuple(map(self._input, inputs))
+        while values and values[-1] is None:
+            values = values[:-1]
         given = {key: value for key, value in sorted(attributes.items()) if value is not None}
         key = (kind, values, repr(given), count)
         if key not in self._made:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
+from planish.lowering.onnx import quantized
 from planish.lowering.onnx.builder import Builder, Emitter, Operand
 from planish.lowering.onnx.sizes import Extent, broadcast
 
@@ -16,6 +17,9 @@ aten = torch.ops.aten
 
 
 def _embedding(b: Builder, node: fx.Node, table: ir.Value, ids: ir.Value, *rest: Any) -> ir.Value:  # noqa: ARG001
+    packed = quantized.blocks(b, node.args[0], "GatherBlockQuantized")
+    if packed is not None and packed.columns % packed.size == 0:
+        return quantized.embedding(b, packed, ids)
     return b.op("Gather", table, ids, axis=0)
 
 

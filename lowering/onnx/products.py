@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
+from planish.lowering.onnx import quantized
 from planish.lowering.onnx.builder import Builder, Emitter, Number
 
 aten = torch.ops.aten
@@ -23,8 +24,15 @@ def linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> 
 
 
 def _linear(
-    b: Builder, node: fx.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None  # noqa: ARG001
+    b: Builder, node: fx.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None
 ) -> ir.Value:
+    packed = quantized.blocks(b, node.args[1], "MatMulNBits")
+    if packed is not None:
+        return quantized.linear(b, x, packed, bias)
+    turned = quantized.turned(b, node.args[1])
+    if turned is not None:
+        product = b.op("MatMul", x, turned)
+        return product if bias is None else b.op("Add", product, bias)
     return linear(b, x, weight, bias)
 
 

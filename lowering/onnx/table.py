@@ -13,6 +13,7 @@ from planish.lowering.onnx.elementwise import ELEMENTWISE
 from planish.lowering.onnx.indexing import INDEXING
 from planish.lowering.onnx.movement import MOVEMENT
 from planish.lowering.onnx.products import PRODUCTS
+from planish.lowering.onnx.quantized import QUANTIZED
 from planish.lowering.onnx.reduction import REDUCTION
 from planish.lowering.onnx.windows import WINDOWS
 
@@ -25,5 +26,6 @@ EMITTERS: Mapping[Callable[..., Any], Emitter] = MappingProxyType(
     | PRODUCTS
     | WINDOWS
     | COMPOSITES
+    | QUANTIZED
 )
 """By the operator, as a program's nodes name it."""

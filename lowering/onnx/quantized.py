@@ -1,0 +1,237 @@
+"""Quantized weights: repacked as ONNX Runtime's kernels read them, or as the standard says.
+
+`MatMulNBits` and `GatherBlockQuantized` (ONNX Runtime's contrib operators) share one layout: for
+each row of the weight, blocks of codes as unsigned integers, low bits first, with a scale a block.
+The standard `DequantizeLinear` takes signed codes with a scale a block of one dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor
+from torch import Tensor, fx
+from torch.nn import functional
+
+from planish.ir.quant import QuantizedTensor, dequantize, unpack
+from planish.lowering.onnx.builder import Builder, Emitter
+
+BLOCKS = (256, 128, 64, 32, 16)
+"""The block sizes that the kernels know."""
+
+PADDED_BLOCK = 32
+"""The block size for rows that no block size divides; their last block is filled up."""
+
+STORED_BITS = {1: 2, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
+"""The bits that a code takes in a file: the least that the kernels know and that suffice."""
+
+ONNX_BITS = {2: ir.DataType.INT4, 4: ir.DataType.INT4, 8: ir.DataType.INT8}
+"""The standard type for codes, by the bits they are stored in."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A weight [N, K] in the kernels' layout.
+
+    Attributes:
+        rows: N.
+        columns: K.
+        bits: of a code.
+        size: the codes in a block.
+        codes: uint8 [N, ⌈K / size⌉, size · bits / 8].
+        scales: [N, ⌈K / size⌉].
+        zeros: uint8 [N, ⌈⌈K / size⌉ · bits / 8⌉]; None where every zero point is the middle.
+    """
+
+    rows: int
+    columns: int
+    bits: int
+    size: int
+    codes: ir.Value
+    scales: ir.Value
+    zeros: ir.Value | None
+
+
+def blocks(b: Builder, argument: Any, kernel: str) -> Blocks | None:
+    """The weight that a node dequantizes, as a kernel of `com.microsoft` reads it.
+
+    None for an argument that is not dequantized, and where the target or the group size rules
+    the kernel out.
+    """
+    if not isinstance(argument, fx.Node) or argument.target is not dequantize:
+        return None
+    name, weight = QuantizedTensor.read_by(argument, b.program.tensors)
+    size = _block_size(weight)
+    if kernel not in b.target.contrib or len(weight.shape) != 2 or size is None:
+        return None
+    rows, columns = weight.shape
+    bits, count = STORED_BITS[weight.scheme.bits], -(-columns // size)
+    repeats = _group_size(weight) // size if weight.scale.shape[-1] > 1 else count
+    scales = _scales(b, argument, name, weight, repeats)
+    zeros = None
+    if weight.zero_point is not None:
+        zeros = _stored(
+            b,
+            f"{name}_zero_point.blocks",
+            lambda: _fill_bytes(_unsigned(_zero_points(weight).repeat_interleave(repeats, 1), bits), bits),
+            (rows, -(-count * bits // 8)),
+        )
+    codes = _stored(
+        b,
+        f"{name}_packed.blocks",
+        lambda: _packed_blocks(weight, bits, size),
+        (rows, count, size * bits // 8),
+    )
+    return Blocks(rows, columns, bits, size, codes, scales, zeros)
+
+
+def _group_size(weight: QuantizedTensor) -> int:
+    return weight.shape[-1] // weight.scale.shape[-1]
+
+
+def _block_size(weight: QuantizedTensor) -> int | None:
+    group = _group_size(weight)
+    fitting = next((size for size in BLOCKS if group % size == 0), None)
+    return fitting or (PADDED_BLOCK if weight.scale.shape[-1] == 1 else None)
+
+
+def _scales(
+    b: Builder, node: fx.Node, name: str, weight: QuantizedTensor, repeats: int
+) -> ir.Value:
+    """One scale a block, in the dtype that the product is computed in."""
+    dtype = b.result_dtype(node)
+    if repeats == 1:
+        return b.initializer(f"{name}_scale", TorchTensor(weight.scale.to(dtype)))
+    repeated = weight.scale.to(dtype).repeat_interleave(repeats, 1)
+    return b.initializer(f"{name}_scale.blocks", TorchTensor(repeated))
+
+
+def _stored(
+    b: Builder, name: str, make: Callable[[], Tensor], shape: tuple[int, ...]
+) -> ir.Value:
+    lazy = ir.LazyTensor(lambda: TorchTensor(make()), ir.DataType.UINT8, ir.Shape(shape), name=name)
+    return b.initializer(name, lazy)
+
+
+def _codes(weight: QuantizedTensor) -> Tensor:
+    return unpack(weight.packed, weight.scheme.bits, weight.shape[-1])
+
+
+def _zero_points(weight: QuantizedTensor) -> Tensor:
+    """int8 [..., N, G]."""
+    assert weight.zero_point is not None
+    columns = unpack(weight.zero_point.transpose(-1, -2), weight.scheme.bits, weight.shape[-2])
+    return columns.transpose(-1, -2)
+
+
+def _unsigned(codes: Tensor, bits: int) -> Tensor:
+    return (codes.to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
+
+
+def _packed_blocks(weight: QuantizedTensor, bits: int, size: int) -> Tensor:
+    codes = _unsigned(_codes(weight), bits)
+    filled = functional.pad(codes, (0, -codes.shape[1] % size), value=1 << (bits - 1))
+    return _fill_bytes(filled.unflatten(1, (-1, size)), bits)
+
+
+def _fill_bytes(codes: Tensor, bits: int) -> Tensor:
+    """uint8 codes [..., K], several to a byte, low bits first: uint8 [..., ⌈K · bits / 8⌉]."""
+    each = 8 // bits
+    apart = functional.pad(codes, (0, -codes.shape[-1] % each)).unflatten(-1, (-1, each))
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+    return (apart << shifts).sum(-1, dtype=torch.uint8)
+
+
+def linear(b: Builder, x: ir.Value, weight: Blocks, bias: ir.Value | None) -> ir.Value:
+    """x · weightᵀ + bias by `MatMulNBits`."""
+    return b.op(
+        "com.microsoft.MatMulNBits",
+        x,
+        weight.codes,
+        weight.scales,
+        weight.zeros,
+        None,
+        bias,
+        K=weight.columns,
+        N=weight.rows,
+        bits=weight.bits,
+        block_size=weight.size,
+        accuracy_level=b.target.accuracy_level,
+    )
+
+
+def embedding(b: Builder, weight: Blocks, ids: ir.Value) -> ir.Value:
+    """Rows of a weight by `GatherBlockQuantized`, from the tensors that `linear` reads."""
+    return b.op(
+        "com.microsoft.GatherBlockQuantized",
+        b.op("Reshape", weight.codes, [weight.rows, weight.columns * weight.bits // 8]),
+        ids,
+        weight.scales,
+        weight.zeros,
+        bits=weight.bits,
+        block_size=weight.size,
+        gather_axis=0,
+        quantize_axis=1,
+    )
+
+
+def _dequantize(b: Builder, node: fx.Node, *arguments: Any) -> ir.Value:  # noqa: ARG001
+    name, weight = QuantizedTensor.read_by(node, b.program.tensors)
+    return _standard(b, node, name, weight, turned=False)
+
+
+def turned(b: Builder, argument: Any) -> ir.Value | None:
+    """The weight [N, K] that a node dequantizes, as [K, N] by the standard operator.
+
+    ONNX Runtime recognizes this before a product. None for an argument that is not dequantized,
+    and for a weight that is also read in another way, which is stored once, as it is.
+    """
+    if not isinstance(argument, fx.Node) or argument.target is not dequantize:
+        return None
+    name, weight = QuantizedTensor.read_by(argument, b.program.tensors)
+    alone = all(user.target is torch.ops.aten.linear.default for user in argument.users)
+    return _standard(b, argument, name, weight, turned=True) if alone else None
+
+
+def _standard(
+    b: Builder, node: fx.Node, name: str, weight: QuantizedTensor, *, turned: bool
+) -> ir.Value:
+    """A weight, or its transpose, dequantized by `DequantizeLinear` along the blocked dimension."""
+    kind = ONNX_BITS[STORED_BITS[weight.scheme.bits]]
+    suffix = ".T" if turned else ""
+
+    def placed(tensor: Tensor) -> Tensor:
+        return tensor.mT.contiguous() if turned else tensor.contiguous()
+
+    def typed(codes: Tensor) -> ir.TensorProtocol:
+        array = codes.numpy()
+        return ir.tensor(array.astype(ml_dtypes.int4) if kind == ir.DataType.INT4 else array)
+
+    def stored(label: str, make: Callable[[], Tensor], shape: tuple[int, ...]) -> ir.Value:
+        lazy = ir.LazyTensor(
+            lambda: typed(placed(make())), kind, ir.Shape(placed(torch.empty(shape, device="meta")).shape)
+        )
+        return b.initializer(f"{name}_{label}.codes{suffix}", lazy)
+
+    scale = TorchTensor(placed(weight.scale).to(b.result_dtype(node)))
+    made = b.op(
+        "DequantizeLinear",
+        stored("packed", lambda: _codes(weight), weight.shape),
+        b.initializer(f"{name}_scale{suffix}", scale),
+        None
+        if weight.zero_point is None
+        else stored("zero_point", lambda: _zero_points(weight), tuple(weight.scale.shape)),
+        axis=-2 if turned else -1,
+        block_size=_group_size(weight),
+    )
+    shape = placed(torch.empty(weight.shape, device="meta")).shape
+    return b.typed(made, weight.dtype, shape)
+
+
+QUANTIZED: dict[Callable[..., Any], Emitter] = {dequantize: _dequantize}
+"""How a quantized weight is read where no kernel takes it as it is."""
