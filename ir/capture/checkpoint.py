@@ -37,15 +37,25 @@ def load_model(checkpoint: str | Path) -> PreTrainedModel:
         BadCheckpoint: if files are missing or damaged, tensors contradict the config, weights
             are not finite, or transformers does not know the architecture.
     """
+    if _is_folder(checkpoint):
+        check_folder(Path(checkpoint))
+    return _load(str(checkpoint), _location(checkpoint), model_class(read_config(checkpoint)))
+
+
+def _location(checkpoint: str | Path) -> dict[str, Any]:
+    """How transformers is told where a checkpoint is."""
     path = Path(checkpoint)
-    location: dict[str, Any] = {"pretrained_model_name_or_path": str(checkpoint)}
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise BadCheckpoint(f"{path}: no such file.")
-        location = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    elif path.exists() or _looks_like_path(str(checkpoint)):
-        check_folder(path)
-    return _load(str(checkpoint), location, model_class(_config(str(checkpoint), location)))
+    if path.suffix != ".gguf":
+        return {"pretrained_model_name_or_path": str(checkpoint)}
+    if not path.is_file():
+        raise BadCheckpoint(f"{path}: no such file.")
+    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+
+
+def _is_folder(checkpoint: str | Path) -> bool:
+    """Whether it is, or is meant to be, a folder: neither a GGUF file nor a name on the hub."""
+    path = Path(checkpoint)
+    return path.suffix != ".gguf" and (path.exists() or _looks_like_path(str(checkpoint)))
 
 
 def _looks_like_path(name: str) -> bool:
@@ -58,6 +68,20 @@ def check_folder(folder: Path) -> None:
     Raises:
         BadCheckpoint: naming the file.
     """
+    _check_config(folder)
+    for shard in _shards(folder):
+        try:
+            with safe_open(shard, framework="pt") as file:
+                file.keys()
+        except FileNotFoundError:
+            raise BadCheckpoint(f"{shard} is missing, though the index names it.") from None
+        except SafetensorError as error:
+            raise BadCheckpoint(
+                f"{shard} is damaged or cut short ({error}): download or copy it again."
+            ) from None
+
+
+def _check_config(folder: Path) -> None:
     if not folder.is_dir():
         raise BadCheckpoint(
             f"{folder}: no such folder. Give a checkpoint's folder (config.json and "
@@ -70,16 +94,6 @@ def check_folder(folder: Path) -> None:
         json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BadCheckpoint(f"{config} is not valid JSON: {error}.") from None
-    for shard in _shards(folder):
-        try:
-            with safe_open(shard, framework="pt") as file:
-                file.keys()
-        except FileNotFoundError:
-            raise BadCheckpoint(f"{shard} is missing, though the index names it.") from None
-        except SafetensorError as error:
-            raise BadCheckpoint(
-                f"{shard} is damaged or cut short ({error}): download or copy it again."
-            ) from None
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -107,12 +121,35 @@ def stored_names(folder: Path) -> list[str]:
     return names
 
 
-def _config(checkpoint: str, location: dict[str, Any]) -> PretrainedConfig:
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """The widest floating-point dtype in a folder's first safetensors file that has one, if any."""
+    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+        return None
+    for shard in _shards(folder):
+        with safe_open(shard, framework="pt") as file:
+            found = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        for name, dtype in _FLOATS.items():
+            if name in found:
+                return dtype
+    return None
+
+
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def read_config(checkpoint: str | Path) -> PretrainedConfig:
+    """The config of a checkpoint, wherever it lies. Weights are not touched, nor need they exist.
+
+    Raises:
+        BadCheckpoint: if it is missing or damaged, or of no type that transformers knows.
+    """
     from transformers import AutoConfig  # noqa: PLC0415  (slow to import)
 
+    if _is_folder(checkpoint):
+        _check_config(Path(checkpoint))
     try:
         with quiet():
-            config: PretrainedConfig = AutoConfig.from_pretrained(**location)
+            config: PretrainedConfig = AutoConfig.from_pretrained(**_location(checkpoint))
     except (OSError, ValueError, KeyError) as error:
         raise BadCheckpoint(f"{checkpoint}: {_first_sentence(error)}") from error
     return config
