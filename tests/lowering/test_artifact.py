@@ -1,0 +1,90 @@
+"""Artifacts are there whole or not at all, and know their files."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from planish.lowering import artifact
+from planish.lowering.artifact import MANIFEST, BadArtifact, NoSpace, NotOurs
+
+
+def _write(folder: Path, text: str) -> None:
+    with artifact.writing(folder) as staging:
+        (staging / "onnx").mkdir()
+        (staging / "onnx" / "model.onnx").write_text(text)
+        manifest = {"format": artifact.FORMAT, "files": artifact.files_of(staging)}
+        artifact.write_json(staging / MANIFEST, manifest)
+
+
+def test_replaces_an_artifact_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "out"
+    _write(folder, "one")
+    _write(folder, "two")
+    assert (folder / "onnx" / "model.onnx").read_text() == "two"
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+    artifact.verify(folder)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
+def test_an_interrupted_run_leaves_the_old_artifact(
+    tmp_path: Path, stop: type[BaseException]
+) -> None:
+    folder = tmp_path / "out"
+    _write(folder, "one")
+    with pytest.raises(stop), artifact.writing(folder) as staging:  # noqa: PT012
+        (staging / "half").write_text("...")
+        raise stop
+    assert (folder / "onnx" / "model.onnx").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_said_and_leaves_the_old_artifact(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    _write(folder, "one")
+    with pytest.raises(NoSpace, match="filled up"), artifact.writing(folder):
+        raise OSError(28, os.strerror(28))
+    artifact.verify(folder)
+
+
+def test_refuses_what_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_text("meow")
+    with pytest.raises(NotOurs, match="was not written by Planish"):
+        _write(tmp_path / "photos", "one")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotOurs, match="is a file"):
+        _write(tmp_path / "file", "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "photos"]
+
+
+def test_an_empty_folder_may_be_used(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    _write(tmp_path / "out", "one")
+    artifact.verify(tmp_path / "out")
+
+
+def test_leftovers_of_killed_runs_go(tmp_path: Path) -> None:
+    (tmp_path / ".planish-out-new-abc").mkdir()
+    _write(tmp_path / "out", "one")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_asks_for_space_before_writing(tmp_path: Path) -> None:
+    artifact.check_space(tmp_path / "not" / "there", 1)
+    with pytest.raises(NoSpace, match="are needed and"):
+        artifact.check_space(tmp_path / "not" / "there", 10**18)
+
+
+def test_verify_names_what_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    _write(folder, "one")
+    (folder / "onnx" / "model.onnx").write_text("changed")
+    with pytest.raises(BadArtifact, match=r"onnx/model\.onnx is missing or not as written"):
+        artifact.verify(folder)
+    (folder / MANIFEST).write_text(json.dumps({"format": 99}))
+    with pytest.raises(BadArtifact, match="not a manifest of format 1"):
+        artifact.verify(folder)
+    with pytest.raises(BadArtifact, match=r"holds no planish\.json"):
+        artifact.read_manifest(tmp_path)
