@@ -143,7 +143,7 @@ def bench(
 
     Raises:
         BadBenchmark: if a number is below 1, or the other side does not generate.
-        planish.runtime.eager.CannotCompare: if `against` cannot be loaded.
+        planish.ir.capture.checkpoint.BadCheckpoint: if `against` cannot be loaded.
     """
     if min(*batch_sizes, prompt, new_tokens, rounds) < 1:
         raise BadBenchmark("Batch sizes, prompt, new_tokens and rounds must each be at least 1.")

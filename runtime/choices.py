@@ -100,7 +100,7 @@ def choose(
     Raises:
         BadFile: if the file cannot be read, or a line is no question.
         planish.runtime.tokenizer.NoTokenizer: if the session's folder has none.
-        planish.runtime.eager.CannotCompare: if `against` cannot be loaded.
+        planish.ir.capture.checkpoint.BadCheckpoint: if `against` cannot be loaded.
     """
     questions = read_questions(Path(file))[:max_questions]
     models = (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from planish.ir.errors import PlanishError
+from planish.ir.capture.checkpoint import load_model
 from planish.runtime.backend import Provider
 from planish.runtime.causal import Cache, Tokens, extended_mask, positions
 from planish.runtime.session import Session, runnable
@@ -17,45 +17,22 @@ from planish.runtime.torch_backend import torch_threads
 from planish.runtime.values import Array, as_array
 
 
-class CannotCompare(PlanishError):
-    """What to compare with is neither an artifact nor a model that transformers loads."""
-
-
 class EagerModel:
-    """A model of transformers, as it is, on the device where its weights are."""
+    """A model of transformers, as it is."""
 
     takes_padding = True
 
-    def __init__(self, model: nn.Module, threads: int | None = None) -> None:
-        self._model = model.eval()
+    def __init__(
+        self, model: nn.Module, device: str | None = None, threads: int | None = None
+    ) -> None:
+        """Put a model into evaluation mode, and move it where a device is given."""
+        self._model = (model.to(device) if device else model).eval()
         self._threads = threads
         self._takes = inspect.signature(model.forward).parameters
         weight = next(model.parameters())
         self._device = weight.device
         dtype = str(weight.dtype).removeprefix("torch.")
         self.label = f"{type(model).__name__} ({dtype}, PyTorch eager)"
-
-    @classmethod
-    def load(
-        cls, checkpoint: Path | str, device: str = "cpu", threads: int | None = None
-    ) -> EagerModel:
-        """Load a Hugging Face checkpoint in the dtype that it is stored in.
-
-        Raises:
-            CannotCompare: if transformers cannot load it.
-        """
-        import transformers  # noqa: PLC0415  (slow to import)
-
-        try:
-            config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-            found = getattr(transformers, (config.architectures or [""])[0], None)
-            loader = found or transformers.AutoModel
-            model: nn.Module = loader.from_pretrained(checkpoint, dtype="auto")
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise CannotCompare(
-                f"{checkpoint} cannot be compared with: transformers does not load it ({error})."
-            ) from error
-        return cls(model.to(device), threads)
 
     def run(self, **inputs: Any) -> dict[str, Array]:
         """Evaluate once; see `Session.run`."""
@@ -105,13 +82,14 @@ def opponent(
     given to transformers.
 
     Raises:
-        CannotCompare: if transformers cannot load it.
+        planish.ir.capture.checkpoint.BadCheckpoint: if transformers cannot load it.
         planish.runtime.backend.CannotOpen: if it is an artifact that cannot be opened.
     """
     if isinstance(against, Session | EagerModel):
         return against
     if isinstance(against, nn.Module):
-        return EagerModel(against, threads)
+        return EagerModel(against, threads=threads)
     if runnable(Path(against)):
         return Session.open(against, provider=provider, threads=threads)
-    return EagerModel.load(against, "cuda" if provider == "cuda" else "cpu", threads)
+    device = "cuda" if provider == "cuda" else "cpu"
+    return EagerModel(load_model(against), device, threads)

@@ -95,7 +95,7 @@ def evaluate(
         planish.runtime.texts.BadFile: if the text cannot be read.
         planish.runtime.tokenizer.NoTokenizer: if the session's folder has none.
         planish.runtime.scoring.NotANumber: if a model gives NaN.
-        planish.runtime.eager.CannotCompare: if `against` cannot be loaded.
+        planish.ir.capture.checkpoint.BadCheckpoint: if `against` cannot be loaded.
     """
     prefix = session.tokenizer.prefix
     tokens = np.array(session.tokenizer.encode_plain(read_text(text_file))[:max_tokens], np.int64)

@@ -1,5 +1,6 @@
-"""A tiny llama with a byte-level tokenizer: as a model, a checkpoint and an artifact."""
+"""A tiny llama with a byte-level tokenizer: as a model, a checkpoint and two artifacts."""
 
+import shutil
 from pathlib import Path
 
 import onnx
@@ -9,8 +10,8 @@ import transformers
 from onnx import parser
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from planish.ir.capture.language import capture_causal
-from planish.ir.program import Source
+from planish.ir.capture.huggingface import from_checkpoint
+from planish.lowering.onnx.lower import lower
 from planish.runtime.session import Session
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
@@ -63,16 +64,22 @@ def checkpoint(
 
 
 @pytest.fixture(scope="session")
-def artifact(llama: transformers.LlamaForCausalLM, checkpoint: Path) -> Path:
-    """The captured model beside the files of the checkpoint."""
-    source = Source(kind="huggingface", name="LlamaForCausalLM", task="causal-lm")
-    capture_causal(llama, source).save(checkpoint / "torch")
-    return checkpoint
+def artifacts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The captured model beside the files of the checkpoint, for either backend."""
+    program = from_checkpoint(checkpoint)
+    folders = {target: tmp_path_factory.mktemp(target) for target in ("onnx", "torch")}
+    for folder in folders.values():
+        for file in checkpoint.iterdir():
+            if file.suffix != ".safetensors":
+                shutil.copy(file, folder)
+    program.save(folders["torch"] / "torch")
+    lower(program, folders["onnx"] / "onnx")
+    return folders
 
 
-@pytest.fixture(scope="session")
-def session(artifact: Path) -> Session:
-    return Session.open(artifact)
+@pytest.fixture(scope="session", params=["onnx", "torch"])
+def session(artifacts: dict[str, Path], request: pytest.FixtureRequest) -> Session:
+    return Session.open(artifacts[request.param])
 
 
 # A language model small enough to be read: what comes next depends on all tokens so far (their

@@ -12,8 +12,9 @@ import pytest
 import torch
 import transformers
 
+from planish.ir.capture.checkpoint import BadCheckpoint
 from planish.runtime.choices import Question, choice_likelihoods, choose, read_questions
-from planish.runtime.eager import CannotCompare, EagerModel, opponent
+from planish.runtime.eager import EagerModel, opponent
 from planish.runtime.evaluate import BadWindow, evaluate, perplexity, windows
 from planish.runtime.scoring import CHUNK, NotANumber, log_likelihoods
 from planish.runtime.session import Session
@@ -111,11 +112,11 @@ def test_recovery_against_itself_and_a_worse_model(
     assert json.loads(json.dumps(found.to_json()))["perplexity"]["tokens"] == 62
 
 
-def test_opponents(session: Session, artifact: Path, tmp_path: Path) -> None:
+def test_opponents(session: Session, tmp_path: Path) -> None:
     assert opponent(session) is session
-    assert isinstance(opponent(artifact), Session)
-    with pytest.raises(CannotCompare, match="transformers does not load it"):
-        opponent(tmp_path)
+    assert isinstance(opponent(session.folder), Session)
+    with pytest.raises(BadCheckpoint, match="no such folder"):
+        opponent(tmp_path / "missing")
 
 
 def test_checkpoints_are_opponents(llama: transformers.LlamaForCausalLM, tmp_path: Path) -> None:

@@ -16,15 +16,19 @@ from planish.runtime.session import Session
 from planish.runtime.values import BadInput, Value
 
 
-def test_describes_inputs_and_outputs(session: Session, recurrent: Path) -> None:
-    assert list(map(str, session.inputs))[:2] == [
+def test_describes_inputs_and_outputs(artifacts: dict[str, Path], recurrent: Path) -> None:
+    eager, onnx_model = (Session.open(artifacts[target]) for target in ("torch", "onnx"))
+    assert list(map(str, eager.inputs))[:2] == [
         "input_ids: int64[B, T]",
         "attention_mask: int64[B, P+T]",
     ]
-    assert str(session.outputs[0]) == "logits: float32[B, T, 260]"
-    small = Session.open(recurrent)
-    assert str(small.inputs[2]) == "past_embedded: float32[batch, past, 8]"
-    assert small.provider == "cpu"
+    assert list(map(str, onnx_model.inputs))[:2] == [
+        "input_ids: int64[batch_size, sequence_length]",
+        "attention_mask: int64[batch_size, total_sequence_length]",
+    ]
+    assert str(eager.outputs[0]) == "logits: float32[B, T, 260]"
+    assert str(Session.open(recurrent).inputs[2]) == "past_embedded: float32[batch, past, 8]"
+    assert onnx_model.provider == "cpu"
 
 
 def test_run_equals_the_model(session: Session, llama: transformers.LlamaForCausalLM) -> None:
@@ -60,7 +64,7 @@ def test_extend_continues_where_it_stopped(session: Session, recurrent: Path) ->
         ({"input_ids": [[1.5]]}, "int64 matrix"),
         ({"input_ids": [[1], [2, 3]]}, "rows differ in length"),
         ({"input_ids": [[1]], "position_ids": [1]}, "has 1"),
-        ({"input_ids": [[1]], "position_ids": [[1, 2]]}, "T is 2 there, but 1 in input_ids"),
+        ({"input_ids": [[1]], "position_ids": [[1, 2]]}, "is 2 there, but 1 in input_ids"),
         ({"input_ids": [[1]], "position_ids": torch.tensor([[1.0]])}, "convert it to int64"),
         ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, "do not fit a mask"),
     ],
@@ -72,11 +76,9 @@ def test_refuses_what_does_not_fit(
         session.run(**inputs)
 
 
-def test_names_what_failed_inside_the_model(session: Session, recurrent: Path) -> None:
-    with pytest.raises(RunFailed, match="index out of range"):
+def test_names_what_failed_inside_the_model(session: Session) -> None:
+    with pytest.raises(RunFailed, match=r"index out of range|out of data bounds"):
         session.run(input_ids=[[1000]])
-    with pytest.raises(RunFailed, match="out of data bounds"):
-        Session.open(recurrent).run(input_ids=[[1000]])
 
 
 def test_refuses_folders_without_a_model(tmp_path: Path) -> None:
@@ -91,18 +93,18 @@ def test_refuses_folders_without_a_model(tmp_path: Path) -> None:
 
 
 def test_refuses_cuda_where_there_is_none(
-    artifact: Path, recurrent: Path, monkeypatch: pytest.MonkeyPatch
+    artifacts: dict[str, Path], recurrent: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(CannotOpen, match="CPU only"):
-        Session.open(artifact, provider="cuda")
+        Session.open(artifacts["torch"], provider="cuda")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(CannotOpen, match="no CUDA provider"):
         Session.open(recurrent, provider="cuda")
 
 
-def test_threads_are_given_back(artifact: Path) -> None:
+def test_threads_are_given_back(artifacts: dict[str, Path]) -> None:
     before = torch.get_num_threads()
-    Session.open(artifact, threads=1).run(input_ids=[[1]])
+    Session.open(artifacts["torch"], threads=1).run(input_ids=[[1]])
     assert torch.get_num_threads() == before
 
 
