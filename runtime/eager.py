@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +30,24 @@ class EagerModel:
         self._model = (model.to(device) if device else model).eval()
         self._threads = threads
         self._takes = inspect.signature(model.forward).parameters
-        weight = next(model.parameters())
+        weight = next(model.parameters(), torch.empty(0))
         self._device = weight.device
         dtype = str(weight.dtype).removeprefix("torch.")
         self.label = f"{type(model).__name__} ({dtype}, PyTorch eager)"
 
     def run(self, **inputs: Any) -> dict[str, Array]:
-        """Evaluate once; see `Session.run`."""
+        """Evaluate once; see `Session.run`. Outputs that are no tensors are left out."""
         tensors = {
             name: torch.from_numpy(as_array(given)).to(self._device)
             for name, given in inputs.items()
         }
         with torch.inference_mode(), torch_threads(self._threads):
             results = self._model(**tensors)
-        if isinstance(results, torch.Tensor):
-            return {"output": as_array(results)}
-        return {
-            name: as_array(result)
-            for name, result in results.items()
-            if isinstance(result, torch.Tensor)
-        }
+        if not isinstance(results, Mapping):
+            several = results if isinstance(results, tuple | list) else (results,)
+            results = {f"output_{place}": result for place, result in enumerate(several)}
+        tensors = {name: r for name, r in results.items() if isinstance(r, torch.Tensor)}
+        return {name: as_array(tensor) for name, tensor in tensors.items()}
 
     def extend(
         self, input_ids: Tokens, mask: Tokens | None = None, cache: Cache | None = None

@@ -132,6 +132,14 @@ def test_checkpoints_are_opponents(llama: transformers.LlamaForCausalLM, tmp_pat
     np.testing.assert_allclose(loaded.run(input_ids=tokens)["logits"], expected, atol=1e-5)
 
 
+def test_modules_of_any_kind_are_opponents() -> None:
+    given = np.array([[-1.0, 2.0]], np.float32)
+    (found,) = EagerModel(torch.nn.ReLU()).run(input=given).values()
+    assert found.tolist() == [[0, 2]]
+    pair = EagerModel(torch.nn.LSTM(2, 3)).run(input=given)
+    assert [array.shape for array in pair.values()] == [(1, 3)]
+
+
 @pytest.mark.parametrize(
     ("window", "stride", "reason"),
     [(1, None, "at least 2 tokens"), (8, 9, "stride be from 1 to 8"), (8, 0, "stride of 0")],
