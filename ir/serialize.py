@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import fx
 
+from planish.ir import ops, quant
 from planish.ir.errors import PlanishError
 from planish.ir.program import IllFormed, Input, Program, Source
 from planish.ir.shapes import NAMESPACES, SYMBOLIC_FUNCTIONS, propagate, well_formed
@@ -26,6 +27,10 @@ from planish.ir.sizes import Size, SymbolicShapes
 from planish.ir.text import target_text
 
 FORMAT = 1
+
+OPERATORS = (ops.rms_norm, quant.dequantize)
+"""Naming them imports the modules that define the operators a file may call."""
+
 GRAPH_FILE = "program.json"
 TENSOR_FILE = "tensors.safetensors"
 
