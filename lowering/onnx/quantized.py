@@ -7,11 +7,10 @@ The standard `DequantizeLinear` takes signed codes with a scale a block of one d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
@@ -29,9 +28,6 @@ PADDED_BLOCK = 32
 
 STORED_BITS = {1: 2, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
 """The bits that a code takes in a file: the least that the kernels know and that suffice."""
-
-ONNX_BITS = {2: ir.DataType.INT4, 4: ir.DataType.INT4, 8: ir.DataType.INT8}
-"""The standard type for codes, by the bits they are stored in."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +71,13 @@ def blocks(b: Builder, argument: Any, kernel: str) -> Blocks | None:
     scales = _scales(b, argument, name, weight, repeats)
     zeros = None
     if weight.zero_point is not None:
+        stored = (rows, -(-count * bits // 8))
         zeros = _stored(
-            b,
-            f"{name}_zero_point.blocks",
-            lambda: _fill_bytes(_unsigned(_zero_points(weight).repeat_interleave(repeats, 1), bits), bits),
-            (rows, -(-count * bits // 8)),
+            b, f"{name}_zero_point.blocks", lambda: _packed_zeros(weight, bits, repeats), stored
         )
+    stored = (rows, count, size * bits // 8)
     codes = _stored(
-        b,
-        f"{name}_packed.blocks",
-        lambda: _packed_blocks(weight, bits, size),
-        (rows, count, size * bits // 8),
+        b, f"{name}_packed.blocks", lambda: _packed_blocks(weight, bits, size), stored
     )
     return Blocks(rows, columns, bits, size, codes, scales, zeros)
 
@@ -112,10 +104,19 @@ def _scales(
 
 
 def _stored(
-    b: Builder, name: str, make: Callable[[], Tensor], shape: tuple[int, ...]
+    b: Builder, name: str, make: Callable[[], Tensor], shape: Sequence[int], bits: int = 0
 ) -> ir.Value:
-    lazy = ir.LazyTensor(lambda: TorchTensor(make()), ir.DataType.UINT8, ir.Shape(shape), name=name)
-    return b.initializer(name, lazy)
+    """A tensor made only when the file is written: uint8, or int4 or int8 codes of so many bits."""
+
+    def contents() -> ir.TensorProtocol:
+        made = make().contiguous()
+        if kind != ir.DataType.INT4:
+            return TorchTensor(made)
+        packed = _fill_bytes((made.flatten() & 15).to(torch.uint8), 4)
+        return ir.PackedTensor(packed.numpy(), kind, shape=shape)
+
+    kind = {0: ir.DataType.UINT8, 8: ir.DataType.INT8}.get(bits, ir.DataType.INT4)
+    return b.initializer(name, ir.LazyTensor(contents, kind, ir.Shape(shape)))
 
 
 def _codes(weight: QuantizedTensor) -> Tensor:
@@ -137,6 +138,10 @@ def _packed_blocks(weight: QuantizedTensor, bits: int, size: int) -> Tensor:
     codes = _unsigned(_codes(weight), bits)
     filled = functional.pad(codes, (0, -codes.shape[1] % size), value=1 << (bits - 1))
     return _fill_bytes(filled.unflatten(1, (-1, size)), bits)
+
+
+def _packed_zeros(weight: QuantizedTensor, bits: int, repeats: int) -> Tensor:
+    return _fill_bytes(_unsigned(_zero_points(weight).repeat_interleave(repeats, 1), bits), bits)
 
 
 def _fill_bytes(codes: Tensor, bits: int) -> Tensor:
@@ -201,35 +206,37 @@ def turned(b: Builder, argument: Any) -> ir.Value | None:
 def _standard(
     b: Builder, node: fx.Node, name: str, weight: QuantizedTensor, *, turned: bool
 ) -> ir.Value:
-    """A weight, or its transpose, dequantized by `DequantizeLinear` along the blocked dimension."""
-    kind = ONNX_BITS[STORED_BITS[weight.scheme.bits]]
+    """A weight, or its transpose, dequantized by `DequantizeLinear` along the blocked dimension.
+
+    Blocks have the sizes that ONNX Runtime's kernels know, where those divide the groups.
+    """
+    group = _group_size(weight)
+    size = next((size for size in BLOCKS if group % size == 0), group)
+    bits, dtype = STORED_BITS[weight.scheme.bits], b.result_dtype(node)
     suffix = ".T" if turned else ""
 
     def placed(tensor: Tensor) -> Tensor:
-        return tensor.mT.contiguous() if turned else tensor.contiguous()
+        return tensor.mT.contiguous() if turned else tensor
 
-    def typed(codes: Tensor) -> ir.TensorProtocol:
-        array = codes.numpy()
-        return ir.tensor(array.astype(ml_dtypes.int4) if kind == ir.DataType.INT4 else array)
+    def each_block(grouped: Tensor) -> Tensor:
+        return placed(grouped.repeat_interleave(group // size, -1))
 
-    def stored(label: str, make: Callable[[], Tensor], shape: tuple[int, ...]) -> ir.Value:
-        lazy = ir.LazyTensor(
-            lambda: typed(placed(make())), kind, ir.Shape(placed(torch.empty(shape, device="meta")).shape)
-        )
-        return b.initializer(f"{name}_{label}.codes{suffix}", lazy)
-
-    scale = TorchTensor(placed(weight.scale).to(b.result_dtype(node)))
+    shape = placed(torch.empty(weight.shape, device="meta")).shape
+    blocks = each_block(torch.empty(weight.scale.shape, device="meta")).shape
+    codes = _stored(b, f"{name}_packed.codes{suffix}", lambda: placed(_codes(weight)), shape, bits)
+    scales = each_block(weight.scale.to(dtype))
+    zeros = None
+    if weight.zero_point is not None:
+        label = f"{name}_zero_point.codes{suffix}"
+        zeros = _stored(b, label, lambda: each_block(_zero_points(weight)), blocks, bits)
     made = b.op(
         "DequantizeLinear",
-        stored("packed", lambda: _codes(weight), weight.shape),
-        b.initializer(f"{name}_scale{suffix}", scale),
-        None
-        if weight.zero_point is None
-        else stored("zero_point", lambda: _zero_points(weight), tuple(weight.scale.shape)),
-        axis=-2 if turned else -1,
-        block_size=_group_size(weight),
+        codes,
+        b.initializer(f"{name}_scale.blocks{suffix}", TorchTensor(scales)),
+        zeros,
+        axis=len(shape) - (2 if turned else 1),
+        block_size=size,
     )
-    shape = placed(torch.empty(weight.shape, device="meta")).shape
     return b.typed(made, weight.dtype, shape)
 
 
