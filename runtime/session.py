@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
+from planish.lowering.artifact import MANIFEST, read_manifest
 from planish.runtime import generate
 from planish.runtime.backend import Backend, CannotOpen, Provider
 from planish.runtime.causal import (
@@ -49,7 +50,8 @@ class Session:
     def __init__(self, folder: Path, backend: Backend, threads: int | None = None) -> None:
         self.folder = folder
         self.threads = threads
-        self.manifest: Mapping[str, Any] = read_json(folder / "planish.json")
+        manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+        self.manifest: Mapping[str, Any] = manifest
         self.config: Mapping[str, Any] = read_json(folder / "config.json")
         self._backend = backend
 
@@ -66,6 +68,7 @@ class Session:
 
         Raises:
             CannotOpen: if the folder holds nothing that can be run, or the device is not there.
+            planish.lowering.artifact.BadArtifact: if its manifest is damaged.
         """
         folder = Path(folder)
         # Each backend imports a large library, of which only one is needed.

@@ -1,5 +1,6 @@
 """Sessions: what they take and give, and what they refuse."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import transformers
 from onnx import parser
 
+from planish.lowering.artifact import BadArtifact
 from planish.runtime.backend import CannotOpen, RunFailed
 from planish.runtime.causal import NotCausal, state_names
 from planish.runtime.session import Session
@@ -90,6 +92,16 @@ def test_refuses_folders_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "onnx" / "model.onnx").write_bytes(b"no model")
     with pytest.raises(CannotOpen, match="cannot load"):
         Session.open(tmp_path)
+
+
+def test_reads_the_manifest(recurrent: Path, tmp_path: Path) -> None:
+    assert Session.open(recurrent).manifest == {}
+    folder = shutil.copytree(recurrent, tmp_path / "artifact")
+    (folder / "planish.json").write_text('{"format": 1, "target": "onnx"}')
+    assert Session.open(folder).manifest["target"] == "onnx"
+    (folder / "planish.json").write_text("{")
+    with pytest.raises(BadArtifact, match="cannot be read"):
+        Session.open(folder)
 
 
 def test_refuses_cuda_where_there_is_none(
