@@ -63,18 +63,18 @@ class QuantScheme:
         view: Tensor = rows.unflatten(-1, (self.groups(rows.shape[-1]), -1))
         return view
 
-    def encode(self, rows: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
-        """The nearest codes, int8 [..., N, K], of a tensor [..., N, K].
+    def nearest(self, grouped: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
+        """The nearest codes, still in floating point, of a tensor [..., N, G, K/G].
 
         Args:
-            rows: a floating-point tensor.
+            grouped: a floating-point tensor.
             scale: [..., N, G], not zero.
-            zero_point: int8 [..., N, G] for asymmetric schemes.
+            zero_point: [..., N, G] for asymmetric schemes.
         """
-        codes = self.grouped(rows) / scale.unsqueeze(-1)
+        codes = grouped / scale.unsqueeze(-1)
         if zero_point is not None:
             codes += zero_point.unsqueeze(-1)
-        return codes.round_().clamp_(self.low, self.high).to(torch.int8).flatten(-2)
+        return codes.round_().clamp_(self.low, self.high)
 
     def __str__(self) -> str:
         """The scheme in words: `int4 symmetric, groups of 64`."""
@@ -92,7 +92,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     length = codes.shape[-1]
     shifted = codes.to(torch.int32) + (1 << (bits - 1))
     lane = functional.pad(shifted, (0, -length % lanes)).unflatten(-1, (-1, lanes)).unbind(-1)
-    packed = lane[0].new_zeros((*lane[0].shape, words))
+    packed: Tensor = lane[0].new_zeros((*lane[0].shape, words))
     for index, value in enumerate(lane):
         word, offset = divmod(index * bits, WORD)
         packed[..., word] |= value << offset
@@ -105,7 +105,7 @@ def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
     """The first `length` codes, int8 [..., K], of what `pack` made."""
     lanes, words = _period(bits)
     padded = functional.pad(packed, (0, -packed.shape[-1] % words)).unflatten(-1, (-1, words))
-    codes = torch.empty((*padded.shape[:-1], lanes), dtype=torch.int8, device=packed.device)
+    codes: Tensor = torch.empty((*padded.shape[:-1], lanes), dtype=torch.int8, device=packed.device)
     for index in range(lanes):
         word, offset = divmod(index * bits, WORD)
         value = padded[..., word] >> offset

@@ -84,15 +84,14 @@ def test_codes_survive_a_round_trip(scheme: QuantScheme) -> None:
     zeros = None
     if tensor.zero_point is not None:
         zeros = unpack(tensor.zero_point.T, scheme.bits, 24).T
-    codes = scheme.encode(tensor.dequantize(), tensor.scale, zeros)
-    assert torch.equal(codes, unpack(tensor.packed, scheme.bits, 96))
+    codes = scheme.nearest(scheme.grouped(tensor.dequantize()), tensor.scale, zeros).flatten(-2)
+    assert torch.equal(codes, unpack(tensor.packed, scheme.bits, 96).float())
 
 
 def test_codes_are_rounded_to_the_nearest_and_clamped() -> None:
     scheme = QuantScheme(4, group_size=2)
-    rows = torch.tensor([[0.4, -0.6, 9.0, -9.0]])
-    scale = torch.tensor([[1.0, 1.0]])
-    assert scheme.encode(rows, scale).tolist() == [[0, -1, 7, -8]]
+    grouped = torch.tensor([[[0.4, -0.6], [9.0, -9.0]]])
+    assert scheme.nearest(grouped, torch.ones(1, 2)).tolist() == [[[0, -1], [7, -8]]]
 
 
 def test_a_cast_follows_when_the_dtypes_differ() -> None:

@@ -1,0 +1,160 @@
+"""Which weights a graph multiplies by, what each is for, and how a user names them."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from planish.ir.program import Program
+
+aten = torch.ops.aten
+
+LINEAR = "linear layer"
+EMBEDDING = "embedding"
+HEAD = "language-model head"
+ROUTER = "router"
+
+CLASSES = {LINEAR: "Linear", HEAD: "Linear", ROUTER: "Linear", EMBEDDING: "Embedding"}
+"""The class of module that a role belongs to, which a pattern may name."""
+
+_TURNS = (aten.permute.default, aten.transpose.int, aten.t.default)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight that linear layers or embeddings read, and nothing else does.
+
+    Attributes:
+        name: of the tensor.
+        names: what a pattern may match: the tensor, its module, its class, and the same of every
+            tensor tied to it.
+        node: what the readers read, [N, K]: the tensor, or a transposition of it.
+        roles: what the readers are.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    node: fx.Node
+    roles: frozenset[str]
+
+    @property
+    def width(self) -> int:
+        """K: the input features of a linear layer, the width of an embedding."""
+        return int(self.node.meta["val"].shape[-1])
+
+    @property
+    def first_reader(self) -> fx.Node:
+        """The reader that comes first in the graph."""
+        node = self.node.next
+        while node not in self.node.users:
+            node = node.next
+        return node
+
+    def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What the readers read: the tensor, turned as they see it."""
+        if self.node.op == "get_attr":
+            return tensors[self.name]
+        turned: Tensor = self.node.target(tensors[self.name], *self.node.args[1:])  # type: ignore[operator]
+        return turned
+
+    def matches(self, patterns: Iterable[str]) -> bool:
+        """Whether one of the patterns names this layer."""
+        return any(matches(pattern, name) for pattern in patterns for name in self.names)
+
+
+def layers_of(graph: fx.Graph, program: Program) -> list[Layer]:
+    """The layers of a program, or of an edited copy of its graph, in the order of the graph."""
+    roles = _special_roles(graph, program.outputs)
+    tied: dict[str, list[str]] = {}
+    for other, name in program.aliases.items():
+        tied.setdefault(name, []).append(other)
+    layers = []
+    for read in graph.find_nodes(op="get_attr"):
+        turned = [user for user in read.users if user.target in _TURNS]
+        node = turned[0] if len(read.users) == len(turned) == 1 else read
+        found = [_role(user, node, roles) for user in node.users]
+        if found and None not in found:
+            name = str(read.target)
+            called = frozenset(role for role in found if role is not None)
+            layers.append(Layer(name, _names([name, *tied.get(name, [])], called), node, called))
+    return layers
+
+
+def _role(user: fx.Node, weight: fx.Node, special: Mapping[fx.Node, str]) -> str | None:
+    """What a reader of a weight is; None if it does more with it than multiply or look up."""
+    places = [place for place, argument in enumerate(user.args) if argument is weight]
+    if user.target is aten.linear.default and places == [1]:
+        return special.get(user, LINEAR)
+    return EMBEDDING if user.target is aten.embedding.default and places == [0] else None
+
+
+def _special_roles(graph: fx.Graph, outputs: Sequence[str]) -> dict[fx.Node, str]:
+    """The linear layers whose result is the logits, or decides which experts work."""
+    (returned,) = graph.find_nodes(op="output")
+    values = dict(zip(outputs, returned.args[0], strict=True))
+    roles = {
+        _origin(topk.args[0]): ROUTER
+        for topk in graph.find_nodes(op="call_function", target=aten.topk.default)
+    }
+    if "logits" in values:
+        roles[_origin(values["logits"])] = HEAD
+    return roles
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """The linear layer a value comes from by steps that take no other computed value."""
+    while node.target is not aten.linear.default:
+        computed = [
+            argument
+            for argument in node.all_input_nodes
+            if argument.op == "call_function" and isinstance(argument.meta["val"], Tensor)
+        ]
+        if len(computed) != 1:
+            break
+        (node,) = computed
+    return node
+
+
+def _names(tensors: Sequence[str], roles: Iterable[str]) -> tuple[str, ...]:
+    modules = [name.removesuffix(".weight") for name in tensors]
+    return tuple(dict.fromkeys([*modules, *tensors, *sorted({CLASSES[role] for role in roles})]))
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern is the name, a glob of it, or after `re:` a regular expression.
+
+    As in compressed-tensors, an expression is matched from the start and need not reach the end.
+    """
+    if pattern.startswith("re:"):
+        return re.match(pattern.removeprefix("re:"), name) is not None
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def check_pattern(pattern: str) -> None:
+    """Refuse a regular expression that is none.
+
+    Raises:
+        ValueError: saying where it goes wrong.
+    """
+    try:
+        re.compile(pattern.removeprefix("re:") if pattern.startswith("re:") else "")
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+
+
+def unmatched(patterns: Iterable[str], layers: Sequence[Layer]) -> str | None:
+    """What is wrong if a pattern matches no layer, with the closest name there is."""
+    for pattern in patterns:
+        if any(layer.matches([pattern]) for layer in layers):
+            continue
+        names = dict.fromkeys(name for layer in layers for name in layer.names)
+        close = difflib.get_close_matches(pattern, [*names], n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"names look like {next(iter(names))!r}."
+        return f"{pattern!r} matches none of the {len(layers)} layers with weights; {hint}"
+    return None

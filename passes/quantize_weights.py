@@ -1,0 +1,167 @@
+"""Weight-only quantization: round to nearest, with a search for the scale of each group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import field_validator
+from pydantic.dataclasses import dataclass
+
+from planish.ir.program import Program
+from planish.ir.quant import QuantScheme
+from planish.passes.contract import OPTIONS, Contract, NotApplicable, Pass
+from planish.passes.layers import (
+    EMBEDDING,
+    HEAD,
+    LINEAR,
+    Layer,
+    check_pattern,
+    layers_of,
+    unmatched,
+)
+from planish.passes.rounding import round_to_nearest
+
+_OPTIONS = {EMBEDDING: "embeddings", HEAD: "lm_head"}
+"""The option that asks for layers of a role that are otherwise left alone."""
+
+GROUP_SIZES = (32, 64, 128)
+
+SHOWN = 3
+"""How many names an error lists."""
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class QuantizeWeights(Pass):
+    """Store the weights of linear layers as 4- or 8-bit integers, each group with its own scale.
+
+    Codes are the nearest ones; the scale of each group is searched for (see
+    `planish.passes.rounding`). No calibration samples are needed. The products stay in floating
+    point: a weight is multiplied out where it is read, or inside a kernel made for that.
+
+    The projection that makes the logits, the embeddings and the routers of mixtures of experts
+    are left alone: they are sensitive, and the last are small.
+    """
+
+    contract: ClassVar[Contract] = Contract(numerics="lossy", isolation="kept")
+
+    bits: Literal[8, 4]
+    """Bits of a stored number."""
+
+    group_size: Literal[32, 64, 128] | None
+    """How many neighbouring input features share a scale; it must divide the number of input
+    features. null: one scale for each output feature (per-channel)."""
+
+    symmetric: bool = True
+    """Whether zero is always the middle of the range. Otherwise each group also stores a zero
+    point, which follows skewed weights better."""
+
+    targets: tuple[str, ...] = ("Linear",)
+    """Which layers: "Linear" for all linear layers; a name, with or without ".weight"; a glob such
+    as "model.layers.0.*"; or a regular expression after "re:", matched from the start."""
+
+    ignore: tuple[str, ...] = ()
+    """Which of these to leave alone: names, globs or "re:" patterns."""
+
+    clip_search: bool = True
+    """Whether to search for the scale of each group; otherwise the largest number fixes it."""
+
+    embeddings: bool = False
+    """Whether to quantize embeddings too. One that is tied to the language-model head needs
+    `lm_head` as well."""
+
+    lm_head: bool = False
+    """Whether to quantize the projection that makes the logits too."""
+
+    @field_validator("targets", "ignore")
+    @classmethod
+    def _valid_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            check_pattern(pattern)
+        return patterns
+
+    @property
+    def scheme(self) -> QuantScheme:
+        """How each weight is rounded."""
+        return QuantScheme(self.bits, self.group_size, self.symmetric)
+
+    def __call__(self, program: Program) -> Program:
+        """Quantize every chosen weight.
+
+        Raises:
+            NotApplicable: if there is no linear layer, a pattern matches nothing, nothing is left
+                to quantize, or the group size does not divide a width.
+        """
+        with program.edit() as edit:
+            for layer in self._chosen(layers_of(edit.graph, program), program.source.name):
+                matrix = layer.matrix(edit.tensors)
+                weight, error = round_to_nearest(matrix, self._scheme, search=self.clip_search)
+                made = weight.insert(edit, layer.name, before=layer.first_reader)
+                what = f"{layer.name}: {self._scheme}; relative error {error:.4f}"
+                edit.replace(layer.node, made, what)
+        return edit.program
+
+    @property
+    def _scheme(self) -> QuantScheme:
+        return QuantScheme(self.bits, self.group_size, self.symmetric)
+
+    def _chosen(self, layers: list[Layer], model: str) -> list[Layer]:
+        if not layers:
+            raise NotApplicable(
+                f"quantize_weights: {model} has no linear layer whose weight is a tensor of its "
+                "own, not quantized yet; there is nothing to do."
+            )
+        if problem := unmatched((*self.targets, *self.ignore), layers):
+            raise NotApplicable(f"quantize_weights: {problem}")
+        asked = {role for role, option in _OPTIONS.items() if getattr(self, option)}
+        wanted = [
+            layer
+            for layer in layers
+            if (layer.roles & asked or layer.matches(self.targets))
+            and not layer.matches(self.ignore)
+        ]
+        chosen = [layer for layer in wanted if layer.roles <= {LINEAR, *asked}]
+        for layer in wanted:
+            if layer not in chosen and (layer.roles & asked or not chosen):
+                raise NotApplicable(_left_alone(layer, asked))
+        if not chosen:
+            raise NotApplicable(
+                f"quantize_weights: ignore leaves none of the layers that targets name in {model}."
+            )
+        self._check_widths(chosen)
+        return chosen
+
+    def _check_widths(self, layers: list[Layer]) -> None:
+        if self.group_size is None:
+            return
+        wrong = [layer for layer in layers if layer.width % self.group_size]
+        if not wrong:
+            return
+        widths = sorted({layer.width for layer in wrong})
+        fitting = [size for size in GROUP_SIZES if not any(width % size for width in widths)]
+        remedy = (
+            f"group_size: {min(fitting, key=lambda size: abs(size - self.group_size))} does"
+            if fitting
+            else "no size on offer does; group_size: null (per channel) fits any width"
+        )
+        raise NotApplicable(
+            f"quantize_weights: a group size of {self.group_size} does not divide the input "
+            f"features of {_listed([layer.names[0] for layer in wrong])} "
+            f"({_listed(widths)}); {remedy}. Or name these layers under ignore."
+        )
+
+
+def _left_alone(layer: Layer, asked: set[str]) -> str:
+    """Why a layer that was asked for is not quantized, and what would change that."""
+    missing = sorted(layer.roles - asked - {LINEAR})
+    what = f"quantize_weights: {layer.names[0]} is the {' and the '.join(sorted(layer.roles))}"
+    options = [f"{_OPTIONS[role]}: true" for role in missing if role in _OPTIONS]
+    if len(options) < len(missing):
+        return f"{what} of experts, which stays in floating point; take it out of targets."
+    return f"{what} of this model, which stays as it is unless you set {' and '.join(options)}."
+
+
+def _listed(things: Sequence[object]) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
+    return ", ".join(map(str, things[:SHOWN])) + more

@@ -1,0 +1,86 @@
+"""Rounding a matrix to integers: the nearest codes, and the scale of each group."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from planish.ir.quant import QuantizedTensor, QuantScheme
+
+FACTORS = tuple(0.75 + step / 40 for step in range(13))
+"""What the search multiplies the plain scale by: 0.75 to 1.05."""
+
+_TINY = torch.finfo(torch.float32).tiny
+
+_CHUNK = 1 << 16
+"""Numbers worked on at a time, few enough to stay in a core's cache."""
+
+
+def round_to_nearest(
+    matrix: Tensor, scheme: QuantScheme, *, search: bool = True
+) -> tuple[QuantizedTensor, float]:
+    """Round a matrix [N, K].
+
+    The plain scale fits the range of a group to that of the codes. A symmetric range reaches one
+    step further down than up, so the scale takes the sign that puts the largest number there (as
+    llama.cpp's Q4_0 does): scales may be negative. The search tries each of `FACTORS` and keeps
+    the one with the least squared error, each number's weighted by its size: large weights carry
+    more of a layer's output. Smaller factors clip the largest numbers and round the others finer.
+
+    Returns:
+        The rounded matrix, and the relative error of what it stands for: ‖Ŵ - W‖ / ‖W‖.
+    """
+    factors = FACTORS if search else (1.0,)
+    rows = max(1, _CHUNK // matrix.shape[-1])
+    parts = [_round(part, scheme, factors) for part in matrix.detach().split(rows)]
+    codes, scale, zero_point = (torch.cat(each) for each in zip(*parts, strict=True))
+    zeros = None if scheme.symmetric else zero_point
+    made = QuantizedTensor.from_codes(scheme, matrix.dtype, codes, scale, zeros)
+    wide = matrix.float()
+    error = (made.dequantize().float() - wide).norm() / wide.norm().clamp_min(_TINY)
+    return made, float(error)
+
+
+def _round(
+    rows: Tensor, scheme: QuantScheme, factors: tuple[float, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes int8 [N, K], scales [N, G] in the dtype of the rows, zero points int8 [N, G]."""
+    groups = scheme.grouped(rows.float())
+    weights = groups.abs()
+    candidates = [_parameters(groups, scheme, factor, rows.dtype) for factor in factors]
+    errors = torch.stack([_error(groups, weights, scheme, *each) for each in candidates])
+    best = errors.argmin(0, keepdim=True)
+    scale, zero_point = (
+        torch.stack(each).gather(0, best).squeeze(0) for each in zip(*candidates, strict=True)
+    )
+    codes = scheme.nearest(groups, scale, zero_point)
+    return codes.to(torch.int8).flatten(-2), scale.to(rows.dtype), zero_point.to(torch.int8)
+
+
+def _parameters(
+    groups: Tensor, scheme: QuantScheme, factor: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Scales, rounded to the dtype they are stored in, and zero points of groups [N, G, S]."""
+    if scheme.symmetric:
+        largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
+        scale = _storable(largest * (factor / scheme.low), dtype)
+        return scale, torch.zeros_like(scale)
+    bottom, top = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
+    scale = _storable((top - bottom) * (factor / (scheme.high - scheme.low)), dtype)
+    zero_point = (scheme.low - bottom * factor / scale).round_()
+    return scale, zero_point.clamp_(scheme.low, scheme.high)
+
+
+def _storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The scale after storing it; 1 where it would be 0, which makes every code 0."""
+    stored = scale.to(dtype).float()
+    return stored.masked_fill_(stored == 0, 1.0)
+
+
+def _error(
+    groups: Tensor, weights: Tensor, scheme: QuantScheme, scale: Tensor, zero_point: Tensor
+) -> Tensor:
+    """The weighted squared error [N, G] that rounding leaves."""
+    codes = scheme.nearest(groups, scale, zero_point).sub_(zero_point.unsqueeze(-1))
+    difference = codes.mul_(scale.unsqueeze(-1)).sub_(groups)
+    return difference.square_().mul_(weights).sum(-1)
