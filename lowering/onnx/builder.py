@@ -28,9 +28,14 @@ Arguments are those of the operator's schema, in its order and with its defaults
 """
 
 LEFT_OUT = frozenset(
-    {"dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "half_to_float"}
+    {
+        *("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "copy"),
+        *("half_to_float", "implicit", "path", "sorted", "stable", "unsafe"),
+        *("momentum", "cudnn_enable", "cudnn_enabled", "padding_idx", "scale_grad_by_freq"),
+        *("sparse", "sparse_grad"),
+    }
 )
-"""Arguments that say nothing that the result's dtype and shape do not say."""
+"""Arguments that say nothing about the result that its dtype and shape do not say."""
 
 
 class Builder:
@@ -110,9 +115,23 @@ class Builder:
         """The number of dimensions of a value that stands for a node or a tensor."""
         return len(self.shape(value))
 
-    def result_dtype(self, node: fx.Node) -> torch.dtype:
-        """The dtype of what a node gives, as computed in the model."""
-        return self.target.dtype(node.meta["val"].dtype)
+    # The node being lowered
+
+    @property
+    def node(self) -> fx.Node:
+        """The program's node being lowered."""
+        assert self._node is not None
+        return self._node
+
+    @property
+    def result_dtype(self) -> torch.dtype:
+        """The dtype of what the node gives, as computed in the model."""
+        return self.target.dtype(self.node.meta["val"].dtype)
+
+    @property
+    def result_shape(self) -> tuple[Extent, ...]:
+        """The shape of what the node gives."""
+        return tuple(self.node.meta["val"].shape)
 
     # Nodes
 
@@ -207,7 +226,7 @@ class Builder:
         return self.initializers[name]
 
     def constant(self, numbers: Any, dtype: torch.dtype = torch.int64) -> ir.Value:
-        """A small tensor, named for what it holds. Numbers may come as a tensor, which sets dtype."""
+        """A small tensor, named for what it holds. Numbers given as a tensor set the dtype."""
         tensor = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, dtype=dtype)
         tensor = tensor.to(self.target.dtype(tensor.dtype))
         held = str(tensor.tolist()).replace(" ", "")

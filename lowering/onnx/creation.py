@@ -7,7 +7,6 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import fx
 
 from planish.lowering.onnx.builder import Builder, Emitter, Number, Operand
 from planish.lowering.onnx.sizes import Extent
@@ -15,58 +14,59 @@ from planish.lowering.onnx.sizes import Extent
 aten = torch.ops.aten
 
 
-def filled(b: Builder, node: fx.Node, number: Operand) -> ir.Value:
+def filled(b: Builder, number: Operand) -> ir.Value:
     """A tensor of a node's shape that holds one number everywhere."""
-    value = b.operand(number, b.result_dtype(node))
-    return b.expand(value, node.meta["val"].shape)
+    value = b.operand(number, b.result_dtype)
+    return b.expand(value, b.result_shape)
 
 
-def _full(b: Builder, node: fx.Node, like: Any, number: Operand) -> ir.Value:  # noqa: ARG001
-    return filled(b, node, number)
+def _full(b: Builder, _like: Any, number: Operand) -> ir.Value:
+    return filled(b, number)
 
 
 def _new_full(
-    b: Builder, node: fx.Node, like: Any, shape: Any, number: Operand  # noqa: ARG001
+    b: Builder,
+    _like: Any,
+    _shape: Any,
+    number: Operand,
 ) -> ir.Value:
-    return filled(b, node, number)
+    return filled(b, number)
 
 
 def _constant(number: Number) -> Emitter:
-    def emit(b: Builder, node: fx.Node, *arguments: Any) -> ir.Value:  # noqa: ARG001
-        return filled(b, node, number)
+    def emit(b: Builder, *_: Any) -> ir.Value:
+        return filled(b, number)
 
     return emit
 
 
-def _arange(b: Builder, node: fx.Node, end: Operand) -> ir.Value:
-    return _range(b, node, 0, end)
+def _arange(b: Builder, end: Operand) -> ir.Value:
+    return _range(b, 0, end)
 
 
-def _range(
-    b: Builder, node: fx.Node, start: Operand, end: Operand, step: Operand = 1
-) -> ir.Value:
-    dtype = b.result_dtype(node)
+def _range(b: Builder, start: Operand, end: Operand, step: Operand = 1) -> ir.Value:
+    dtype = b.result_dtype
     whole = not any(isinstance(bound, float) for bound in (start, end, step))
     values = [b.operand(bound, torch.int64 if whole else dtype) for bound in (start, end, step)]
     made = b.op("Range", *values)
-    return b.cast(b.typed(made, b.dtype(values[0]), node.meta["val"].shape), dtype)
+    return b.cast(b.typed(made, b.dtype(values[0]), b.result_shape), dtype)
 
 
 def _triangle(upper: int) -> Emitter:
-    def emit(b: Builder, node: fx.Node, x: ir.Value, diagonal: Extent) -> ir.Value:  # noqa: ARG001
+    def emit(b: Builder, x: ir.Value, diagonal: Extent) -> ir.Value:
         return b.op("Trilu", x, b.scalar(diagonal), upper=upper)
 
     return emit
 
 
-def _identity(b: Builder, node: fx.Node, *sizes: Extent) -> ir.Value:  # noqa: ARG001
-    shape: Sequence[Extent] = node.meta["val"].shape
+def _identity(b: Builder, *_: Extent) -> ir.Value:
+    shape: Sequence[Extent] = b.result_shape
     row, column = (
         b.op("Unsqueeze", _range_of(b, extent), [axis])
         for extent, axis in zip(shape, (1, 0), strict=True)
     )
     equal = b.typed(b.op("Equal", row, column), torch.bool, shape)
-    return b.cast(equal, b.result_dtype(node))
+    return b.cast(equal, b.result_dtype)
 
 
 def _range_of(b: Builder, extent: Extent) -> ir.Value:

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from planish.lowering.onnx.builder import Builder, Emitter, Operand
 
@@ -44,8 +44,8 @@ def _dimensions(stand_in: Tensor | bool | int | float) -> int:
 def unary(kind: str, **attributes: Any) -> Emitter:
     """An operator of one tensor, computed in the dtype of its result."""
 
-    def emit(b: Builder, node: fx.Node, x: ir.Value) -> ir.Value:
-        return b.op(kind, b.cast(x, b.result_dtype(node)), **attributes)
+    def emit(b: Builder, x: ir.Value) -> ir.Value:
+        return b.op(kind, b.cast(x, b.result_dtype), **attributes)
 
     return emit
 
@@ -53,7 +53,7 @@ def unary(kind: str, **attributes: Any) -> Emitter:
 def binary(kind: str, swap: bool = False, **attributes: Any) -> Emitter:
     """An operator of two operands with torch's promotion of dtypes."""
 
-    def emit(b: Builder, node: fx.Node, x: Operand, y: Operand) -> ir.Value:  # noqa: ARG001
+    def emit(b: Builder, x: Operand, y: Operand) -> ir.Value:
         x, y = promote(b, x, y)
         return b.op(kind, y, x, **attributes) if swap else b.op(kind, x, y, **attributes)
 
@@ -63,8 +63,8 @@ def binary(kind: str, swap: bool = False, **attributes: Any) -> Emitter:
 def _weighted(kind: str, swap: bool = False) -> Emitter:
     """`x + alpha·y` or `x - alpha·y`; swapped, `y - alpha·x`."""
 
-    def emit(b: Builder, node: fx.Node, x: Operand, y: Operand, alpha: Any = 1) -> ir.Value:
-        dtype = b.result_dtype(node)
+    def emit(b: Builder, x: Operand, y: Operand, alpha: Any = 1) -> ir.Value:
+        dtype = b.result_dtype
         left, right = (y, x) if swap else (x, y)
         left, right = b.operand(left, dtype), b.operand(right, dtype)
         if alpha != 1:
@@ -74,18 +74,18 @@ def _weighted(kind: str, swap: bool = False) -> Emitter:
     return emit
 
 
-def _divide(b: Builder, node: fx.Node, x: Operand, y: Operand) -> ir.Value:
-    dtype = b.result_dtype(node)
+def _divide(b: Builder, x: Operand, y: Operand) -> ir.Value:
+    dtype = b.result_dtype
     return b.op("Div", b.operand(x, dtype), b.operand(y, dtype))
 
 
 def _divide_rounding(
-    b: Builder, node: fx.Node, x: Operand, y: Operand, rounding_mode: str | None = None
+    b: Builder, x: Operand, y: Operand, rounding_mode: str | None = None
 ) -> ir.Value:
     if rounding_mode is None:
-        return _divide(b, node, x, y)
+        return _divide(b, x, y)
     left, right = promote(b, x, y)
-    if b.result_dtype(node).is_floating_point:
+    if b.result_dtype.is_floating_point:
         quotient = b.op("Div", left, right)
         if rounding_mode == "floor":
             return b.op("Floor", quotient)
@@ -95,21 +95,21 @@ def _divide_rounding(
     return b.op("Div", left, right)
 
 
-def _floor_divide(b: Builder, node: fx.Node, x: Operand, y: Operand) -> ir.Value:
-    return _divide_rounding(b, node, x, y, "floor")
+def _floor_divide(b: Builder, x: Operand, y: Operand) -> ir.Value:
+    return _divide_rounding(b, x, y, "floor")
 
 
-def _remainder(b: Builder, node: fx.Node, x: Operand, y: Operand) -> ir.Value:
+def _remainder(b: Builder, x: Operand, y: Operand) -> ir.Value:
     """The remainder with the sign of the divisor, as in Python."""
     left, right = promote(b, x, y)
-    if not b.result_dtype(node).is_floating_point:
+    if not b.result_dtype.is_floating_point:
         return b.op("Mod", left, right)
     whole = b.op("Floor", b.op("Div", left, right))
     return b.op("Sub", left, b.op("Mul", whole, right))
 
 
-def _power(b: Builder, node: fx.Node, x: Operand, y: Operand) -> ir.Value:
-    dtype = b.result_dtype(node)
+def _power(b: Builder, x: Operand, y: Operand) -> ir.Value:
+    dtype = b.result_dtype
     base = b.operand(x, dtype)
     if isinstance(y, ir.Value | torch.SymInt):
         return b.op("Pow", base, b.operand(y, dtype))
@@ -118,29 +118,29 @@ def _power(b: Builder, node: fx.Node, x: Operand, y: Operand) -> ir.Value:
     return b.op("Pow", base, b.operand(y, dtype))
 
 
-def _rsqrt(b: Builder, node: fx.Node, x: ir.Value) -> ir.Value:
-    return b.op("Reciprocal", b.op("Sqrt", b.cast(x, b.result_dtype(node))))
+def _rsqrt(b: Builder, x: ir.Value) -> ir.Value:
+    return b.op("Reciprocal", b.op("Sqrt", b.cast(x, b.result_dtype)))
 
 
-def _expm1(b: Builder, node: fx.Node, x: ir.Value) -> ir.Value:
-    dtype = b.result_dtype(node)
+def _expm1(b: Builder, x: ir.Value) -> ir.Value:
+    dtype = b.result_dtype
     return b.op("Sub", b.op("Exp", b.cast(x, dtype)), b.constant(1, dtype))
 
 
-def _log1p(b: Builder, node: fx.Node, x: ir.Value) -> ir.Value:
-    dtype = b.result_dtype(node)
+def _log1p(b: Builder, x: ir.Value) -> ir.Value:
+    dtype = b.result_dtype
     return b.op("Log", b.op("Add", b.cast(x, dtype), b.constant(1, dtype)))
 
 
-def _log2(b: Builder, node: fx.Node, x: ir.Value) -> ir.Value:
-    dtype = b.result_dtype(node)
+def _log2(b: Builder, x: ir.Value) -> ir.Value:
+    dtype = b.result_dtype
     return b.op("Div", b.op("Log", b.cast(x, dtype)), b.constant(math.log(2), dtype))
 
 
 def logical(kind: str) -> Emitter:
     """An operator on truth values; numbers count as true unless they are zero."""
 
-    def emit(b: Builder, node: fx.Node, *operands: ir.Value) -> ir.Value:  # noqa: ARG001
+    def emit(b: Builder, *operands: ir.Value) -> ir.Value:
         return b.op(kind, *(b.operand(operand, torch.bool) for operand in operands))
 
     return emit
@@ -149,8 +149,8 @@ def logical(kind: str) -> Emitter:
 def bitwise(kind: str) -> Emitter:
     """An operator on bits, which for truth values ONNX calls by another name."""
 
-    def emit(b: Builder, node: fx.Node, *operands: Operand) -> ir.Value:
-        dtype = b.result_dtype(node)
+    def emit(b: Builder, *operands: Operand) -> ir.Value:
+        dtype = b.result_dtype
         values = (b.operand(operand, dtype) for operand in operands)
         return b.op(kind if dtype == torch.bool else f"Bitwise{kind}", *values)
 
@@ -160,7 +160,7 @@ def bitwise(kind: str) -> Emitter:
 def compare(kind: str, negate: bool = False) -> Emitter:
     """A comparison. Truth values are compared as integers, which ONNX can order."""
 
-    def emit(b: Builder, node: fx.Node, x: Operand, y: Operand) -> ir.Value:  # noqa: ARG001
+    def emit(b: Builder, x: Operand, y: Operand) -> ir.Value:
         values = promote(b, x, y)
         if b.dtype(values[0]) == torch.bool:
             values = [b.cast(value, torch.int32) for value in values]
@@ -170,47 +170,43 @@ def compare(kind: str, negate: bool = False) -> Emitter:
     return emit
 
 
-def _is_nan(b: Builder, node: fx.Node, x: ir.Value) -> ir.Value:  # noqa: ARG001
+def _is_nan(b: Builder, x: ir.Value) -> ir.Value:
     return b.op("IsNaN", b.cast(x, common_dtype(b, x, 1.0)))
 
 
-def _is_infinite(b: Builder, node: fx.Node, x: ir.Value) -> ir.Value:  # noqa: ARG001
+def _is_infinite(b: Builder, x: ir.Value) -> ir.Value:
     return b.op("IsInf", b.cast(x, common_dtype(b, x, 1.0)))
 
 
-def _where(b: Builder, node: fx.Node, condition: ir.Value, x: Operand, y: Operand) -> ir.Value:
-    dtype = b.result_dtype(node)
-    return b.op(
-        "Where", b.cast(condition, torch.bool), b.operand(x, dtype), b.operand(y, dtype)
-    )
+def _where(b: Builder, condition: ir.Value, x: Operand, y: Operand) -> ir.Value:
+    dtype = b.result_dtype
+    return b.op("Where", b.cast(condition, torch.bool), b.operand(x, dtype), b.operand(y, dtype))
 
 
-def _masked_fill(
-    b: Builder, node: fx.Node, x: ir.Value, mask: ir.Value, value: Operand
-) -> ir.Value:
-    return _where(b, node, mask, value, x)
+def _masked_fill(b: Builder, x: ir.Value, mask: ir.Value, value: Operand) -> ir.Value:
+    return _where(b, mask, value, x)
 
 
 def _clamp(
-    b: Builder, node: fx.Node, x: ir.Value, low: Operand | None = None, high: Operand | None = None
+    b: Builder, x: ir.Value, low: Operand | None = None, high: Operand | None = None
 ) -> ir.Value:
-    dtype = b.result_dtype(node)
+    dtype = b.result_dtype
     value = b.cast(x, dtype)
     if low is not None:
         value = b.op("Max", value, b.operand(low, dtype))
     return value if high is None else b.op("Min", value, b.operand(high, dtype))
 
 
-def _clamp_min(b: Builder, node: fx.Node, x: ir.Value, low: Operand) -> ir.Value:
-    return _clamp(b, node, x, low)
+def _clamp_min(b: Builder, x: ir.Value, low: Operand) -> ir.Value:
+    return _clamp(b, x, low)
 
 
-def _clamp_max(b: Builder, node: fx.Node, x: ir.Value, high: Operand) -> ir.Value:
-    return _clamp(b, node, x, None, high)
+def _clamp_max(b: Builder, x: ir.Value, high: Operand) -> ir.Value:
+    return _clamp(b, x, None, high)
 
 
-def _copy(b: Builder, node: fx.Node, x: ir.Value, *like: ir.Value) -> ir.Value:  # noqa: ARG001
-    return b.cast(x, b.result_dtype(node))
+def _copy(b: Builder, x: ir.Value, *_: ir.Value) -> ir.Value:
+    return b.cast(x, b.result_dtype)
 
 
 # Activations
@@ -222,49 +218,49 @@ def gelu(b: Builder, x: ir.Value, approximate: str = "none") -> ir.Value:
 
 
 def silu(b: Builder, x: ir.Value) -> ir.Value:
-    """x · sigmoid(x), in the form that ONNX Runtime fuses."""
+    """X · sigmoid(x), in the form that ONNX Runtime fuses."""
     return b.op("Mul", x, b.op("Sigmoid", x))
 
 
-def _gelu(b: Builder, node: fx.Node, x: ir.Value, approximate: str) -> ir.Value:  # noqa: ARG001
+def _gelu(b: Builder, x: ir.Value, approximate: str) -> ir.Value:
     return gelu(b, x, approximate)
 
 
-def _silu(b: Builder, node: fx.Node, x: ir.Value) -> ir.Value:  # noqa: ARG001
+def _silu(b: Builder, x: ir.Value) -> ir.Value:
     return silu(b, x)
 
 
-def _leaky_relu(b: Builder, node: fx.Node, x: ir.Value, slope: float) -> ir.Value:  # noqa: ARG001
+def _leaky_relu(b: Builder, x: ir.Value, slope: float) -> ir.Value:
     return b.op("LeakyRelu", x, alpha=float(slope))
 
 
-def _elu(b: Builder, node: fx.Node, x: ir.Value, alpha: float, scale: float, _: float) -> ir.Value:
+def _elu(b: Builder, x: ir.Value, alpha: float, scale: float, _: float) -> ir.Value:
     value = b.op("Elu", x, alpha=float(alpha))
-    return value if scale == 1 else b.op("Mul", value, b.constant(scale, b.result_dtype(node)))
+    return value if scale == 1 else b.op("Mul", value, b.constant(scale, b.result_dtype))
 
 
-def _softplus(b: Builder, node: fx.Node, x: ir.Value, beta: float, threshold: float) -> ir.Value:
+def _softplus(b: Builder, x: ir.Value, beta: float, threshold: float) -> ir.Value:
     """log(1 + exp(βx)) / β, and x itself above the threshold, as torch has it."""
-    factor = b.constant(beta, b.result_dtype(node))
+    factor = b.constant(beta, b.result_dtype)
     scaled = x if beta == 1 else b.op("Mul", x, factor)
     soft = b.op("Softplus", scaled)
     soft = soft if beta == 1 else b.op("Div", soft, factor)
-    linear = b.op("Greater", scaled, b.constant(threshold, b.result_dtype(node)))
+    linear = b.op("Greater", scaled, b.constant(threshold, b.result_dtype))
     return b.op("Where", linear, x, soft)
 
 
-def _hardtanh(b: Builder, node: fx.Node, x: ir.Value, low: float, high: float) -> ir.Value:
-    dtype = b.result_dtype(node)
+def _hardtanh(b: Builder, x: ir.Value, low: float, high: float) -> ir.Value:
+    dtype = b.result_dtype
     return b.op("Clip", x, b.constant(low, dtype), b.constant(high, dtype))
 
 
-def _relu6(b: Builder, node: fx.Node, x: ir.Value) -> ir.Value:
-    return _hardtanh(b, node, x, 0, 6)
+def _relu6(b: Builder, x: ir.Value) -> ir.Value:
+    return _hardtanh(b, x, 0, 6)
 
 
 def _softmax(kind: str) -> Emitter:
-    def emit(b: Builder, node: fx.Node, x: ir.Value, dim: int) -> ir.Value:
-        return b.op(kind, b.cast(x, b.result_dtype(node)), axis=dim)
+    def emit(b: Builder, x: ir.Value, dim: int) -> ir.Value:
+        return b.op(kind, b.cast(x, b.result_dtype), axis=dim)
 
     return emit
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import fx
 
 from planish.lowering.onnx import quantized
 from planish.lowering.onnx.builder import Builder, Emitter, Operand
@@ -16,22 +15,22 @@ from planish.lowering.onnx.sizes import Extent, broadcast
 aten = torch.ops.aten
 
 
-def _embedding(b: Builder, node: fx.Node, table: ir.Value, ids: ir.Value, *rest: Any) -> ir.Value:  # noqa: ARG001
-    packed = quantized.blocks(b, node.args[0], "GatherBlockQuantized")
+def _embedding(b: Builder, table: ir.Value, ids: ir.Value) -> ir.Value:
+    packed = quantized.blocks(b, b.node.args[0], "GatherBlockQuantized")
     if packed is not None and packed.columns % packed.size == 0:
         return quantized.embedding(b, packed, ids)
     return b.op("Gather", table, ids, axis=0)
 
 
-def _index_select(b: Builder, node: fx.Node, x: ir.Value, dim: int, index: ir.Value) -> ir.Value:  # noqa: ARG001
+def _index_select(b: Builder, x: ir.Value, dim: int, index: ir.Value) -> ir.Value:
     return b.op("Gather", x, index, axis=dim)
 
 
-def _gather(b: Builder, node: fx.Node, x: ir.Value, dim: int, index: ir.Value, *rest: Any) -> ir.Value:  # noqa: ARG001
+def _gather(b: Builder, x: ir.Value, dim: int, index: ir.Value) -> ir.Value:
     return b.op("GatherElements", x, index, axis=dim)
 
 
-def _index(b: Builder, node: fx.Node, x: ir.Value, indices: Sequence[ir.Value | None]) -> ir.Value:
+def _index(b: Builder, x: ir.Value, indices: Sequence[ir.Value | None]) -> ir.Value:
     """`x[i, :, j]`: integer tensors that broadcast with one another, or whole dimensions."""
     places = [place for place, index in enumerate(indices) if index is not None]
     given = [_integer(b, index) for index in indices if index is not None]
@@ -43,14 +42,16 @@ def _index(b: Builder, node: fx.Node, x: ir.Value, indices: Sequence[ir.Value | 
         return picked  # torch puts the indexed dimensions first where they were not neighbours
     b.typed(picked, b.dtype(x), (*common, *_others(b.shape(x), places)))
     depth, before = len(common), places[0]
-    rank = len(node.meta["val"].shape)
+    rank = len(b.result_shape)
     order = [*range(depth, depth + before), *range(depth), *range(depth + before, rank)]
     return b.transpose(picked, order)
 
 
 def _integer(b: Builder, index: ir.Value) -> ir.Value:
     if b.dtype(index) == torch.bool:
-        raise NotImplementedError("indexing by truth values: the size of the result depends on data")
+        raise NotImplementedError(
+            "indexing by truth values: the size of the result depends on data"
+        )
     return b.cast(index, torch.int64)
 
 
@@ -70,39 +71,35 @@ def _tuples(b: Builder, indices: Sequence[ir.Value], common: Sequence[Extent]) -
 
 def _index_put(
     b: Builder,
-    node: fx.Node,
     x: ir.Value,
     indices: Sequence[ir.Value | None],
     values: ir.Value,
     accumulate: bool,
-    *rest: Any,  # noqa: ARG001
 ) -> ir.Value:
     """`x[i, j] = values`, the indexed dimensions being the first ones."""
     first = indices[0]
     if len(indices) == 1 and first is not None and b.dtype(first) == torch.bool and not accumulate:
         mask = b.reshape(first, [*b.shape(first), *[1] * (b.rank(x) - b.rank(first))])
-        return b.op("Where", mask, b.cast(values, b.result_dtype(node)), x)
+        return b.op("Where", mask, b.cast(values, b.result_dtype), x)
     places = [place for place, index in enumerate(indices) if index is not None]
     if places != list(range(len(places))):
         raise NotImplementedError("index_put past a whole dimension")
     given = [_integer(b, index) for index in indices if index is not None]
     common = broadcast(*(b.shape(index) for index in given))
-    updates = b.expand(
-        b.cast(values, b.result_dtype(node)), (*common, *_others(b.shape(x), places))
-    )
+    updates = b.expand(b.cast(values, b.result_dtype), (*common, *_others(b.shape(x), places)))
     reduction = "add" if accumulate else "none"
     return b.op("ScatterND", x, _tuples(b, given, common), updates, reduction=reduction)
 
 
 def _scatter(reduction: str = "none") -> Emitter:
-    def emit(
-        b: Builder, node: fx.Node, x: ir.Value, dim: int, index: ir.Value, source: Operand
-    ) -> ir.Value:
+    def emit(b: Builder, x: ir.Value, dim: int, index: ir.Value, source: Operand) -> ir.Value:
         shape = b.shape(index)
-        updates = b.operand(source, b.result_dtype(node))
+        updates = b.operand(source, b.result_dtype)
         if not isinstance(source, ir.Value):
             updates = b.expand(updates, shape)
-        elif not b.has_shape(updates, shape):  # torch reads only as much of the source as there is index
+        elif not b.has_shape(
+            updates, shape
+        ):  # torch reads only as much of the source as there is index
             starts, axes = [0] * len(shape), list(range(len(shape)))
             updates = b.op("Slice", updates, starts, shape, axes)
         return b.op("ScatterElements", x, index, updates, axis=dim, reduction=reduction)
@@ -111,15 +108,17 @@ def _scatter(reduction: str = "none") -> Emitter:
 
 
 def _index_add(
-    b: Builder, node: fx.Node, x: ir.Value, dim: int, index: ir.Value, source: ir.Value, alpha: Any
+    b: Builder, x: ir.Value, dim: int, index: ir.Value, source: ir.Value, alpha: Any
 ) -> ir.Value:
     """Add rows of the source to the rows of x that an index names."""
-    dtype = b.result_dtype(node)
+    dtype = b.result_dtype
     updates = b.cast(source, dtype)
     if alpha != 1:
         updates = b.op("Mul", updates, b.operand(alpha, dtype))
     place = dim % b.rank(x)
-    column = b.op("Unsqueeze", b.cast(index, torch.int64), [d for d in range(b.rank(x)) if d != place])
+    column = b.op(
+        "Unsqueeze", b.cast(index, torch.int64), [d for d in range(b.rank(x)) if d != place]
+    )
     b.typed(column, torch.int64, [b.shape(index)[0] if d == place else 1 for d in range(b.rank(x))])
     full = b.expand(column, b.shape(source))
     return b.op("ScatterElements", x, full, updates, axis=place, reduction="add")
@@ -130,27 +129,15 @@ def top(b: Builder, x: ir.Value, count: Extent, dim: int, largest: bool) -> list
     return list(b.ops(2, "TopK", x, [count], axis=dim, largest=int(largest), sorted=1))
 
 
-def _topk(
-    b: Builder, node: fx.Node, x: ir.Value, count: Extent, dim: int, largest: bool, sort: bool  # noqa: ARG001
-) -> list[ir.Value]:
-    return top(b, x, count, dim, largest)
-
-
-def _sort(b: Builder, node: fx.Node, x: ir.Value, dim: int, descending: bool) -> list[ir.Value]:  # noqa: ARG001
+def _sort(b: Builder, x: ir.Value, dim: int, descending: bool) -> list[ir.Value]:
     return top(b, x, b.shape(x)[dim], dim, descending)
 
 
-def _sort_stable(
-    b: Builder, node: fx.Node, x: ir.Value, stable: Any, dim: int, descending: bool  # noqa: ARG001
-) -> list[ir.Value]:
-    return top(b, x, b.shape(x)[dim], dim, descending)
+def _argsort(b: Builder, x: ir.Value, dim: int, descending: bool) -> ir.Value:
+    return _sort(b, x, dim, descending)[1]
 
 
-def _argsort(b: Builder, node: fx.Node, x: ir.Value, dim: int, descending: bool) -> ir.Value:
-    return _sort(b, node, x, dim, descending)[1]
-
-
-def _one_hot(b: Builder, node: fx.Node, x: ir.Value, classes: int) -> ir.Value:  # noqa: ARG001
+def _one_hot(b: Builder, x: ir.Value, classes: int) -> ir.Value:
     return b.op("OneHot", x, b.constant(classes), b.constant([0, 1]), axis=-1)
 
 
@@ -164,9 +151,9 @@ INDEXING: dict[Callable[..., Any], Emitter] = {
     aten.scatter.value: _scatter(),
     aten.scatter_add.default: _scatter("add"),
     aten.index_add.default: _index_add,
-    aten.topk.default: _topk,
+    aten.topk.default: top,
     aten.sort.default: _sort,
-    aten.sort.stable: _sort_stable,
+    aten.sort.stable: _sort,
     aten.argsort.default: _argsort,
     aten.one_hot.default: _one_hot,
 }

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
-import torch
 from onnx_ir.passes import common as passes
 from onnx_ir.tensor_adapters import from_torch_dtype
 from torch import Tensor, fx
@@ -52,19 +51,20 @@ def _lower(b: Builder, node: fx.Node) -> None:
         return  # a size: computed where it is needed
     b.enter(node)
     if node.target is operator.getitem:
-        b.values[node] = b.values[node.args[0]][node.args[1]]  # type: ignore[index]
+        whole, place = node.args
+        b.values[node] = b.values[whole][place]  # type: ignore[index]
         return
     if node.target not in EMITTERS:
-        raise _unsupported(b, node, "has no counterpart in the table of emitters")
+        raise _unsupported(b, "has no counterpart in the table of emitters")
     try:
-        b.bind(node, EMITTERS[node.target](b, node, *_arguments(b, node)))
+        b.bind(node, EMITTERS[node.target](b, *_arguments(b, node)))
     except NotImplementedError as error:
-        raise _unsupported(b, node, f"cannot be lowered here ({error})") from error
+        raise _unsupported(b, f"cannot be lowered here ({error})") from error
 
 
-def _unsupported(b: Builder, node: fx.Node, why: str) -> UnsupportedOperator:
+def _unsupported(b: Builder, why: str) -> UnsupportedOperator:
     return UnsupportedOperator(
-        f"{b.where}: {target_text(node.target)} {why}. Write that part of the model with other "
+        f"{b.where}: {target_text(b.node.target)} {why}. Write that part of the model with other "
         "operators, or keep the result as a checkpoint (`--target torch`)."
     )
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import fx
 
 from planish.lowering.onnx import quantized
 from planish.lowering.onnx.builder import Builder, Emitter, Number
@@ -16,35 +15,33 @@ aten = torch.ops.aten
 
 
 def linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
-    """x · weightᵀ + bias. The weight keeps the checkpoint's layout; it is turned at load."""
+    """X · weightᵀ + bias. The weight keeps the checkpoint's layout; it is turned at load."""
     if bias is not None and b.rank(x) == 2:
         return b.op("Gemm", x, weight, bias, transB=1)
     product = b.op("MatMul", x, b.transpose(weight, [1, 0]))
     return product if bias is None else b.op("Add", product, bias)
 
 
-def _linear(
-    b: Builder, node: fx.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None
-) -> ir.Value:
-    packed = quantized.blocks(b, node.args[1], "MatMulNBits")
+def _linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+    packed = quantized.blocks(b, b.node.args[1], "MatMulNBits")
     if packed is not None:
         return quantized.linear(b, x, packed, bias)
-    turned = quantized.turned(b, node.args[1])
+    turned = quantized.turned(b, b.node.args[1])
     if turned is not None:
         product = b.op("MatMul", x, turned)
         return product if bias is None else b.op("Add", product, bias)
     return linear(b, x, weight, bias)
 
 
-def _matmul(b: Builder, node: fx.Node, x: ir.Value, y: ir.Value) -> ir.Value:  # noqa: ARG001
+def _matmul(b: Builder, x: ir.Value, y: ir.Value) -> ir.Value:
     return b.op("MatMul", x, y)
 
 
 def _add_product(
-    b: Builder, node: fx.Node, bias: ir.Value, x: ir.Value, y: ir.Value, beta: Number, alpha: Number
+    b: Builder, bias: ir.Value, x: ir.Value, y: ir.Value, beta: Number, alpha: Number
 ) -> ir.Value:
-    """beta · bias + alpha · x y, batched or not."""
-    dtype = b.result_dtype(node)
+    """Beta · bias + alpha · x y, batched or not."""
+    dtype = b.result_dtype
     product = b.op("MatMul", x, y)
     if alpha != 1:
         product = b.op("Mul", product, b.constant(alpha, dtype))
@@ -54,7 +51,9 @@ def _add_product(
 
 
 def _einsum(
-    b: Builder, node: fx.Node, equation: str, tensors: Sequence[ir.Value], path: Any  # noqa: ARG001
+    b: Builder,
+    equation: str,
+    tensors: Sequence[ir.Value],
 ) -> ir.Value:
     return b.op("Einsum", *tensors, equation=equation)
 

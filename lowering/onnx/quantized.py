@@ -68,7 +68,7 @@ def blocks(b: Builder, argument: Any, kernel: str) -> Blocks | None:
     rows, columns = weight.shape
     bits, count = STORED_BITS[weight.scheme.bits], -(-columns // size)
     repeats = _group_size(weight) // size if weight.scale.shape[-1] > 1 else count
-    scales = _scales(b, argument, name, weight, repeats)
+    scales = _scales(b, name, weight, repeats)
     zeros = None
     if weight.zero_point is not None:
         stored = (rows, -(-count * bits // 8))
@@ -76,9 +76,7 @@ def blocks(b: Builder, argument: Any, kernel: str) -> Blocks | None:
             b, f"{name}_zero_point.blocks", lambda: _packed_zeros(weight, bits, repeats), stored
         )
     stored = (rows, count, size * bits // 8)
-    codes = _stored(
-        b, f"{name}_packed.blocks", lambda: _packed_blocks(weight, bits, size), stored
-    )
+    codes = _stored(b, f"{name}_packed.blocks", lambda: _packed_blocks(weight, bits, size), stored)
     return Blocks(rows, columns, bits, size, codes, scales, zeros)
 
 
@@ -92,11 +90,9 @@ def _block_size(weight: QuantizedTensor) -> int | None:
     return fitting or (PADDED_BLOCK if weight.scale.shape[-1] == 1 else None)
 
 
-def _scales(
-    b: Builder, node: fx.Node, name: str, weight: QuantizedTensor, repeats: int
-) -> ir.Value:
+def _scales(b: Builder, name: str, weight: QuantizedTensor, repeats: int) -> ir.Value:
     """One scale a block, in the dtype that the product is computed in."""
-    dtype = b.result_dtype(node)
+    dtype = b.result_dtype
     if repeats == 1:
         return b.initializer(f"{name}_scale", TorchTensor(weight.scale.to(dtype)))
     repeated = weight.scale.to(dtype).repeat_interleave(repeats, 1)
@@ -153,7 +149,7 @@ def _fill_bytes(codes: Tensor, bits: int) -> Tensor:
 
 
 def linear(b: Builder, x: ir.Value, weight: Blocks, bias: ir.Value | None) -> ir.Value:
-    """x · weightᵀ + bias by `MatMulNBits`."""
+    """X · weightᵀ + bias by `MatMulNBits`."""
     return b.op(
         "com.microsoft.MatMulNBits",
         x,
@@ -185,9 +181,9 @@ def embedding(b: Builder, weight: Blocks, ids: ir.Value) -> ir.Value:
     )
 
 
-def _dequantize(b: Builder, node: fx.Node, *arguments: Any) -> ir.Value:  # noqa: ARG001
-    name, weight = QuantizedTensor.read_by(node, b.program.tensors)
-    return _standard(b, node, name, weight, turned=False)
+def _dequantize(b: Builder, *_: Any) -> ir.Value:
+    name, weight = QuantizedTensor.read_by(b.node, b.program.tensors)
+    return _standard(b, name, weight, turned=False)
 
 
 def turned(b: Builder, argument: Any) -> ir.Value | None:
@@ -200,19 +196,17 @@ def turned(b: Builder, argument: Any) -> ir.Value | None:
         return None
     name, weight = QuantizedTensor.read_by(argument, b.program.tensors)
     alone = all(user.target is torch.ops.aten.linear.default for user in argument.users)
-    return _standard(b, argument, name, weight, turned=True) if alone else None
+    return _standard(b, name, weight, turned=True) if alone else None
 
 
-def _standard(
-    b: Builder, node: fx.Node, name: str, weight: QuantizedTensor, *, turned: bool
-) -> ir.Value:
+def _standard(b: Builder, name: str, weight: QuantizedTensor, *, turned: bool) -> ir.Value:
     """A weight, or its transpose, dequantized by `DequantizeLinear` along the blocked dimension.
 
     Blocks have the sizes that ONNX Runtime's kernels know, where those divide the groups.
     """
     group = _group_size(weight)
     size = next((size for size in BLOCKS if group % size == 0), group)
-    bits, dtype = STORED_BITS[weight.scheme.bits], b.result_dtype(node)
+    bits, dtype = STORED_BITS[weight.scheme.bits], b.result_dtype
     suffix = ".T" if turned else ""
 
     def placed(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from planish.lowering.onnx.attention import ATTENTION
 from planish.lowering.onnx.builder import Emitter
 from planish.lowering.onnx.composites import COMPOSITES
 from planish.lowering.onnx.creation import CREATION
@@ -26,6 +27,7 @@ EMITTERS: Mapping[Callable[..., Any], Emitter] = MappingProxyType(
     | PRODUCTS
     | WINDOWS
     | COMPOSITES
+    | ATTENTION
     | QUANTIZED
 )
 """By the operator, as a program's nodes name it."""

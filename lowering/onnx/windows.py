@@ -7,7 +7,6 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import fx
 
 from planish.lowering.onnx.builder import Builder, Emitter
 from planish.lowering.onnx.sizes import Extent
@@ -24,7 +23,6 @@ def _spread(amounts: Amounts, dimensions: int) -> list[int]:
 
 def _conv(
     b: Builder,
-    node: fx.Node,  # noqa: ARG001
     x: ir.Value,
     weight: ir.Value,
     bias: ir.Value | None,
@@ -53,7 +51,6 @@ def _conv(
 
 def _conv_transposed(
     b: Builder,
-    node: fx.Node,  # noqa: ARG001
     x: ir.Value,
     weight: ir.Value,
     bias: ir.Value | None,
@@ -79,7 +76,6 @@ def _conv_transposed(
 
 def _convolution(
     b: Builder,
-    node: fx.Node,
     x: ir.Value,
     weight: ir.Value,
     bias: ir.Value | None,
@@ -92,14 +88,13 @@ def _convolution(
 ) -> ir.Value:
     if transposed:
         return _conv_transposed(
-            b, node, x, weight, bias, stride, padding, output_padding, groups, dilation
+            b, x, weight, bias, stride, padding, output_padding, groups, dilation
         )
-    return _conv(b, node, x, weight, bias, stride, padding, dilation, groups)
+    return _conv(b, x, weight, bias, stride, padding, dilation, groups)
 
 
 def _max_pool(
     b: Builder,
-    node: fx.Node,
     x: ir.Value,
     kernel: Amounts,
     stride: Amounts,
@@ -117,12 +112,11 @@ def _max_pool(
         dilations=_spread(dilation, spatial),
         ceil_mode=int(ceil_mode),
     )
-    return [pooled, None] if isinstance(node.meta["val"], (list, tuple)) else pooled
+    return [pooled, None] if isinstance(b.node.meta["val"], (list, tuple)) else pooled
 
 
 def _average_pool(
     b: Builder,
-    node: fx.Node,  # noqa: ARG001
     x: ir.Value,
     kernel: Amounts,
     stride: Amounts,
@@ -145,19 +139,22 @@ def _average_pool(
     )
 
 
-def _adaptive_average_pool(b: Builder, node: fx.Node, x: ir.Value, size: Sequence[int]) -> ir.Value:  # noqa: ARG001
+def _adaptive_average_pool(b: Builder, x: ir.Value, size: Sequence[int]) -> ir.Value:
     """Windows of equal size, which is what it comes to where the sizes divide."""
     if all(extent == 1 for extent in size):
         return b.op("GlobalAveragePool", x)
     extents: Sequence[Extent] = b.shape(x)[-len(size) :]
-    if any(isinstance(have, torch.SymInt) or have % want for have, want in zip(extents, size, strict=True)):
+    if any(
+        isinstance(have, torch.SymInt) or have % want
+        for have, want in zip(extents, size, strict=True)
+    ):
         raise NotImplementedError("adaptive pooling into windows of unequal sizes")
     kernel = [int(have) // want for have, want in zip(extents, size, strict=True)]
     return b.op("AveragePool", x, kernel_shape=kernel, strides=kernel)
 
 
 def _resize(mode: str) -> Emitter:
-    def emit(b: Builder, node: fx.Node, x: ir.Value, *arguments: Any) -> ir.Value:
+    def emit(b: Builder, x: ir.Value, *arguments: Any) -> ir.Value:
         corners = mode != "nearest" and any(argument is True for argument in arguments)
         coordinates = "align_corners" if corners else "half_pixel"
         return b.op(
@@ -165,7 +162,7 @@ def _resize(mode: str) -> Emitter:
             x,
             None,
             None,
-            node.meta["val"].shape,
+            b.result_shape,
             mode=mode,
             coordinate_transformation_mode="asymmetric" if mode == "nearest" else coordinates,
             nearest_mode="floor",
@@ -202,15 +199,26 @@ def _batch_norm(
 
 
 def _batch_norm_eval(
-    b: Builder, node: fx.Node, x: ir.Value, weight: Any, bias: Any, mean: ir.Value,  # noqa: ARG001
-    variance: ir.Value, momentum: float, eps: float,  # noqa: ARG001
+    b: Builder,
+    x: ir.Value,
+    weight: Any,
+    bias: Any,
+    mean: ir.Value,
+    variance: ir.Value,
+    eps: float,
 ) -> list[ir.Value | None]:
     return [_batch_norm(b, x, weight, bias, mean, variance, eps), None, None]
 
 
 def _batch_norm_plain(
-    b: Builder, node: fx.Node, x: ir.Value, weight: Any, bias: Any, mean: Any, variance: Any,  # noqa: ARG001
-    training: bool, momentum: float, eps: float, cudnn: bool,  # noqa: ARG001
+    b: Builder,
+    x: ir.Value,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    training: bool,
+    eps: float,
 ) -> ir.Value:
     if training:
         raise NotImplementedError("batch norm in training mode")
@@ -218,17 +226,25 @@ def _batch_norm_plain(
 
 
 def _layer_norm(
-    b: Builder, node: fx.Node, x: ir.Value, shape: Sequence[int], weight: ir.Value | None,
-    bias: ir.Value | None, eps: float, cudnn: bool = True,  # noqa: ARG001
+    b: Builder,
+    x: ir.Value,
+    shape: Sequence[int],
+    weight: ir.Value | None,
+    bias: ir.Value | None,
+    eps: float,
 ) -> Any:
     scale = _ones(b, b.dtype(x), shape) if weight is None else weight
     made = b.op("LayerNormalization", x, scale, bias, axis=-len(shape), epsilon=eps)
-    return [made, None, None] if isinstance(node.meta["val"], (list, tuple)) else made
+    return [made, None, None] if isinstance(b.node.meta["val"], (list, tuple)) else made
 
 
 def _group_norm(
-    b: Builder, node: fx.Node, x: ir.Value, groups: int, weight: ir.Value | None,  # noqa: ARG001
-    bias: ir.Value | None, eps: float, cudnn: bool,  # noqa: ARG001
+    b: Builder,
+    x: ir.Value,
+    groups: int,
+    weight: ir.Value | None,
+    bias: ir.Value | None,
+    eps: float,
 ) -> ir.Value:
     dtype, channels = b.dtype(x), b.shape(x)[1:2]
     scale = _ones(b, dtype, channels) if weight is None else weight
