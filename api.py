@@ -16,6 +16,7 @@ from planish.ir.capture.export import from_module
 from planish.ir.capture.huggingface import capture_model, from_checkpoint
 from planish.ir.errors import PlanishError
 from planish.ir.program import Program
+from planish.lowering.artifact import check_target
 from planish.passes import name_of
 from planish.passes.contract import Pass
 from planish.passes.pipeline import UNANALYSED, Step, apply
@@ -28,7 +29,7 @@ Target = Literal["onnx", "torch"]
 Isolation = Literal["bitwise", "enforce", "warn", "off"]
 Model = nn.Module | Program | str | Path
 Samples = Iterable[Mapping[str, Tensor]] | str | Path
-RecipeLike = str | Path | Mapping[str, Any] | Sequence[Pass] | "recipes.Recipe"
+RecipeLike = str | Path | Mapping[str, Any] | Sequence[Pass] | recipes.Recipe
 
 
 class BadCall(PlanishError):
@@ -50,6 +51,7 @@ class Result:
         recipe: what was run.
         isolation: the verdict on whether requests in a batch stay apart.
         folder: where the artifact was written, if it was.
+        files: bytes by kind of file in the artifact (`"onnx"`, `"checkpoint"`, `"torch"`).
         notes: what did not go as usual, for people to read.
     """
 
@@ -59,7 +61,8 @@ class Result:
     recipe: recipes.Recipe
     isolation: str = UNANALYSED
     folder: Path | None = None
-    notes: tuple[str, ...] = field(default=())
+    files: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def save(
         self,
@@ -69,22 +72,37 @@ class Result:
         opset_only: bool = False,
         progress: Callable[[str], None] = lambda _: None,
     ) -> Result:
-        """Write the artifact: `onnx/` or `torch/`, a Hugging Face folder where one can hold the
-        result, `planish.json`, `recipe.yaml` and `report.html`.
+        """Write the artifact.
 
-        It is written aside and renamed into place: a failure leaves what was there before.
+        It holds `onnx/` or `torch/`, a Hugging Face checkpoint where one can hold the result,
+        `planish.json`, `recipe.yaml` and `report.html`. It is written aside and renamed into
+        place: a failure leaves what was there before.
 
         Returns:
-            This result, with `folder` and `notes` filled in.
+            This result, with `folder`, `files` and `notes` filled in.
 
         Raises:
             planish.lowering.artifact.NotOurs: if the folder exists and is no artifact.
             planish.lowering.artifact.NoSpace: if the disk has too little room.
             planish.lowering.onnx.UnsupportedOperator: if an operator has no ONNX form.
-        """  # noqa: D205
-        folder = Path(output)
-        notes = release.write(self, folder, target=target, opset_only=opset_only, progress=progress)
-        return dataclasses.replace(self, folder=folder, notes=(*self.notes, *notes))
+        """
+        return release.write(
+            self, Path(output), target=target, opset_only=opset_only, progress=progress
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What was done and what came of it, as JSON values."""
+        return {
+            "recipe": self.recipe.name,
+            "model": self.original.source.name,
+            "folder": None if self.folder is None else str(self.folder),
+            "steps": [release.step_json(step) for step in self.steps],
+            "parameters": [self.original.parameters, self.program.parameters],
+            "tensor_bytes": [self.original.nbytes, self.program.nbytes],
+            "file_bytes": dict(self.files),
+            "isolation": self.isolation,
+            "notes": list(self.notes),
+        }
 
 
 def capture(
@@ -143,6 +161,7 @@ def optimize(
     output: str | Path | None = None,
     target: Target = "onnx",
     isolation: Isolation | None = None,
+    opset_only: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Result:
     """Run a recipe on a model and, where `output` is given, write the result as an artifact.
@@ -157,12 +176,15 @@ def optimize(
         output: a folder to write, new or an artifact to be replaced.
         target: `"onnx"` for ONNX Runtime, `"torch"` to run the program eagerly.
         isolation: what to ask of the result; the recipe's own word by default.
+        opset_only: leave out the operators of `com.microsoft` that ONNX Runtime runs fast.
         progress: told what begins.
 
     Raises:
         PlanishError: with a message that says what is wrong and what would help.
     """
     chosen = recipes.load(recipe)
+    if output is not None:
+        check_target(Path(output))  # before any work
     progress("capture")
     original = capture(model, inputs)
     if samples is not None:
@@ -170,7 +192,9 @@ def optimize(
     _warn_unanalysed(isolation or chosen.isolation)
     program, steps = apply(original, chosen.passes, names=name_of, progress=progress)
     result = Result(program, original, steps, chosen)
-    return result if output is None else result.save(output, target=target, progress=progress)
+    if output is None:
+        return result
+    return result.save(output, target=target, opset_only=opset_only, progress=progress)
 
 
 def _warn_unanalysed(isolation: str) -> None:

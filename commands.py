@@ -13,11 +13,14 @@ from typing import Any, get_args
 
 import torch
 
-from planish import api, console, recipes
+from planish import api, console, display, recipes
 from planish.ir.errors import PlanishError
 from planish.ir.program import Program
 from planish.ir.serialize import GRAPH_FILE
 from planish.passes import PASSES
+from planish.runtime.bench import bench as measure_speed
+from planish.runtime.choices import choose
+from planish.runtime.evaluate import evaluate as perplexity_of
 from planish.runtime.session import Session
 
 
@@ -150,30 +153,21 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Measure perplexity or multiple-choice accuracy."""
-    from planish.runtime import choices as questions  # noqa: PLC0415
-    from planish.runtime import evaluate as texts  # noqa: PLC0415
-
     if (text is None) == (choices is None):
         raise BadUsage("give either --text FILE or --choices FILE.jsonl.")
     session = Session.open(artifact)
     baseline = _against(against)
     with console.counting("evaluate", quiet=as_json) as bar:
-        found: Any
         if text is not None:
-            found = texts.evaluate(session, text, window, stride, baseline, limit, bar)
+            found: Any = perplexity_of(session, text, window, stride, baseline, limit, bar)
         else:
-            found = questions.evaluate_choices(session, choices, baseline, limit, bar)
-    console.print_json(found.to_json()) if as_json else console.out.print(
-        found.text(), markup=False
-    )
-
-
-def _show(found: Any, *, as_json: bool) -> None:
-    """Print a result that knows itself as JSON and as text."""
+            found = choose(session, choices or Path(), baseline, limit, bar)
     if as_json:
         console.print_json(found.to_json())
+    elif text is not None:
+        display.show_evaluation(found)
     else:
-        console.out.print(found.text(), markup=False, soft_wrap=True)
+        display.show_choices(found)
 
 
 def _against(name: str | None) -> Any:
@@ -193,10 +187,8 @@ def bench(
     as_json: bool,
 ) -> None:
     """Measure speed."""
-    from planish.runtime.bench import bench as measure  # noqa: PLC0415
-
     with console.counting("bench", quiet=as_json) as bar:
-        found = measure(
+        found = measure_speed(
             Session.open(artifact),
             _against(against),
             batch_sizes=batch_sizes,
@@ -204,9 +196,10 @@ def bench(
             new_tokens=new_tokens,
             progress=bar,
         )
-    console.print_json(found.to_json()) if as_json else console.out.print(
-        found.text(), markup=False
-    )
+    if as_json:
+        console.print_json(found.to_json())
+    else:
+        display.show_benchmark(found)
 
 
 def generate(artifact: Path, prompts: list[str], *, as_json: bool, **options: Any) -> None:

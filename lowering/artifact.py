@@ -1,4 +1,4 @@
-"""The artifact: a folder that is there whole or not at all, and the manifest that vouches for it."""
+"""The artifact: a folder that is there whole or not at all, and its manifest."""
 
 from __future__ import annotations
 

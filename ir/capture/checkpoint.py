@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from planish.ir.errors import PlanishError
 
@@ -235,3 +236,27 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def read_stored(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Some tensors of a folder's safetensors files; names that are not there are left out."""
+    tensors: dict[str, Tensor] = {}
+    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+        return tensors
+    for shard in _shards(folder):
+        with safe_open(shard, framework="pt") as file:
+            here = set(file.keys()) & set(names)
+            tensors |= {name: file.get_tensor(name) for name in sorted(here)}
+    return tensors
+
+
+def revert_names(config: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo what transformers renames, stacks or splits on loading a class's checkpoints."""
+    from transformers import AutoConfig  # noqa: PLC0415
+    from transformers.core_model_loading import revert_weight_conversion  # noqa: PLC0415
+
+    settings = dict(config)
+    parsed = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    with torch.device("meta"):
+        model = model_class(parsed)(parsed)
+    return dict(revert_weight_conversion(model, tensors))

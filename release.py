@@ -1,0 +1,156 @@
+"""From a result to an artifact: every file of the folder, its manifest and its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from planish import __version__
+from planish.ir.compare import compare
+from planish.ir.program import Program
+from planish.lowering import artifact
+from planish.lowering.artifact import MANIFEST, MEASUREMENTS, Manifest
+from planish.lowering.checkpoint import NotExpressible, write_checkpoint
+from planish.lowering.onnx.lower import lower
+from planish.lowering.onnx.target import CPU, STANDARD
+from planish.passes.pipeline import Step
+from planish.report import write_report
+
+if TYPE_CHECKING:
+    from planish.api import Result
+
+ONNX, TORCH, CHECKPOINT, RECIPE = "onnx", "torch", "checkpoint", "recipe.yaml"
+
+_LIBRARIES = ("torch", "transformers", "safetensors", "compressed-tensors", "onnx", "onnxruntime")
+_HASHED = {".json", ".safetensors", ".gguf", ".bin", ".model", ".txt", ".jinja"}
+
+
+def write(
+    result: Result,
+    folder: Path,
+    *,
+    target: str,
+    opset_only: bool,
+    progress: Callable[[str], None],
+) -> Result:
+    """Write a result's artifact; see `Result.save`."""
+    program = result.program
+    artifact.check_target(folder)
+    # Checkpoint and lowering hold each tensor once, in float32 at most.
+    artifact.check_space(folder, 2 * program.nbytes + 50_000_000)
+    with artifact.writing(folder) as staging:
+        progress("write the checkpoint")
+        files, notes = _write_checkpoint(result.program, result.original, staging)
+        progress(f"lower to {target}")
+        if target == ONNX:
+            lowered = lower(program, staging / ONNX, STANDARD if opset_only else CPU)
+            files[ONNX] = lowered.nbytes
+            notes += lowered.notes
+        else:
+            program.save(staging / TORCH)
+            files[TORCH] = _nbytes(staging / TORCH)
+        result = dataclasses.replace(
+            result, folder=folder, files=files, notes=(*result.notes, *notes)
+        )
+        (staging / RECIPE).write_text(result.recipe.to_yaml(), encoding="utf-8")
+        progress("compare layers")
+        _write_manifest(result, staging, target)
+        artifact.write_json(
+            staging / MEASUREMENTS,
+            {"seconds": {step.name: step.seconds for step in result.steps}},
+        )
+        progress("write the report")
+        _write_report(staging)
+    return result
+
+
+def _write_checkpoint(result: Result, staging: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+    try:
+        written = write_checkpoint(result.program, result.original, staging)
+    except NotExpressible as error:
+        return {}, (f"no Hugging Face checkpoint was written: {error}",)
+    return {CHECKPOINT: written.nbytes}, tuple(written.notes)
+
+
+def _nbytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _write_manifest(result: Result, staging: Path, target: str) -> None:
+    source = result.original.source
+    manifest = Manifest(
+        model={"class": source.name, "task": source.task, "kind": source.kind},
+        recipe={"name": result.recipe.name, "text": result.recipe.to_yaml()},
+        target=target,
+        inputs=_input_hashes(result.original),
+        versions=_versions(),
+        steps=tuple(step_json(step) for step in result.steps),
+        layers=tuple(
+            dataclasses.asdict(layer) for layer in compare(result.original, result.program)
+        ),
+        parameters=(result.original.parameters, result.program.parameters),
+        tensor_bytes=(result.original.nbytes, result.program.nbytes),
+        isolation=result.isolation,
+        notes=result.notes,
+        files=artifact.files_of(staging),
+    )
+    artifact.write_json(staging / MANIFEST, manifest.to_json())
+
+
+def step_json(step: Step) -> dict[str, Any]:
+    """What a pass did, as JSON values, without how long it took."""
+    made = dataclasses.asdict(step)
+    del made["seconds"]
+    return {**made, "rewrites": len(step.changes)}
+
+
+def _input_hashes(original: Program) -> dict[str, str]:
+    """Hashes of what went in: the checkpoint's files, or else the module's tensors."""
+    folder = original.source.folder
+    if folder is not None:
+        return {
+            path.name: artifact.sha256(path)
+            for path in sorted(folder.iterdir())
+            if path.is_file() and path.suffix in _HASHED
+        }
+    digest = hashlib.sha256()
+    for name, tensor in sorted(original.tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return {"tensors": digest.hexdigest()}
+
+
+def _versions() -> dict[str, str]:
+    versions = {"planish": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def add_measurements(folder: Path, measured: Mapping[str, Any]) -> None:
+    """Put measurements into an artifact and its report; everything else stays as it is.
+
+    Args:
+        folder: an artifact.
+        measured: by kind: `"evaluation"`, `"choices"`, `"bench"`, each as its `to_json` gives it.
+
+    Raises:
+        planish.lowering.artifact.BadArtifact: if the folder is none.
+    """
+    known = artifact.read_measurements(folder)
+    artifact.write_json(folder / MEASUREMENTS, {**known, **measured})
+    _write_report(folder)
+
+
+def _write_report(folder: Path) -> None:
+    write_report(folder, artifact.read_manifest(folder), artifact.read_measurements(folder))
