@@ -47,7 +47,8 @@ def _round(
     """Codes int8 [N, K], scales [N, G] in the dtype of the rows, zero points int8 [N, G]."""
     groups = scheme.grouped(rows.float())
     weights = groups.abs()
-    candidates = [_parameters(groups, scheme, factor, rows.dtype) for factor in factors]
+    ends = groups.aminmax(dim=-1)
+    candidates = [_parameters(*ends, scheme, factor, rows.dtype) for factor in factors]
     errors = torch.stack([_error(groups, weights, scheme, *each) for each in candidates])
     best = errors.argmin(0, keepdim=True)
     scale, zero_point = (
@@ -58,14 +59,14 @@ def _round(
 
 
 def _parameters(
-    groups: Tensor, scheme: QuantScheme, factor: float, dtype: torch.dtype
+    least: Tensor, largest: Tensor, scheme: QuantScheme, factor: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Scales, rounded to the dtype they are stored in, and zero points of groups [N, G, S]."""
+    """Scales, as they are stored in `dtype`, and zero points for groups of these ranges."""
     if scheme.symmetric:
-        largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
-        scale = _storable(largest * (factor / scheme.low), dtype)
+        farthest = torch.where(largest > -least, largest, least)
+        scale = _storable(farthest * (factor / scheme.low), dtype)
         return scale, torch.zeros_like(scale)
-    bottom, top = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
+    bottom, top = least.clamp_max(0), largest.clamp_min(0)  # zero itself must have a code
     scale = _storable((top - bottom) * (factor / (scheme.high - scheme.low)), dtype)
     zero_point = (scheme.low - bottom * factor / scale).round_()
     return scale, zero_point.clamp_(scheme.low, scheme.high)
