@@ -12,6 +12,7 @@ from planish.ir.normalize import (
     gated,
     layer_norm,
     linear,
+    mask,
     parts,
     rms_norm,
     rotary,
@@ -29,6 +30,7 @@ RULES = (
     *activation.RULES,
     *gated.RULES,
     *attention.RULES,
+    *mask.RULES,
 )
 """Every rewrite; one walk over the graph tries all of them at each node."""
 
