@@ -32,6 +32,7 @@ X, DIM, PLACE, SIZE, START, STOP = (
 )
 _split = calls(aten.split.Tensor)
 _split_with_sizes = calls(aten.split_with_sizes.default)
+_index = calls(aten.index.Tensor)
 _unbind = calls(aten.unbind.int)
 
 
@@ -77,10 +78,27 @@ def _bounds(edit: Edit, here: fx.Node, found: Found) -> fx.Node | None:
     return None if exact == (start, stop) else _slice(edit, here, found, *exact)
 
 
+def _constant_positions(edit: Edit, here: fx.Node, found: Found) -> fx.Node | None:
+    """`x[:, [4, 5]]` with positions stored as a tensor, where they follow one another."""
+    *whole, index = found["indices"]
+    if any(whole) or index.op != "get_attr" or index.meta["val"].dim() != 1:
+        return None
+    dim = len(whole)
+    extent = shape(found["x"])[dim]
+    stored = edit.tensors[index.target]
+    if stored.is_meta or stored.dtype == torch.bool or not isinstance(extent, int):
+        return None
+    places = [place % extent for place in stored.tolist()]
+    if not places or places != list(range(places[0], places[0] + len(places))):
+        return None
+    return _slice(edit, here, {**found, "dim": dim}, places[0], places[-1] + 1)
+
+
 RULES = (
     Rule(getitem(_split(X, SIZE, DIM), PLACE), _even_part),
     Rule(getitem(_split_with_sizes(X, anything("size"), DIM), PLACE), _uneven_part),
     Rule(getitem(_unbind(X, DIM), PLACE), _element),
     Rule(cut(X, DIM, START, STOP), _bounds),
+    Rule(_index(X, anything("indices")), _constant_positions),
 )
-"""`split(x)[i]`, `unbind(x)[i]`, `x[-3:]`."""
+"""`split(x)[i]`, `unbind(x)[i]`, `x[-3:]`, `x[:, [4, 5]]`."""
