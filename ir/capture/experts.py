@@ -46,7 +46,7 @@ def _every_expert(
     chosen = top_k_index.unsqueeze(-1) == torch.arange(outer.shape[0])  # [N, k, E]
     weights = top_k_weights.unsqueeze(-1)
     routing = (chosen.to(weights.dtype) * weights).sum(1)  # [N, E]
-    mixed: Tensor = (outer * routing.t().unsqueeze(-1)).sum(0)
+    mixed: Tensor = (outer * routing.transpose(0, 1).unsqueeze(-1)).sum(0)
     return mixed.to(hidden_states.dtype)
 
 
