@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from typing import Any, ClassVar
 
 import torch
+from pydantic import field_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, fx
 
@@ -16,6 +17,7 @@ from planish.ir.quant import dequantize
 from planish.ir.shapes import describe
 from planish.ir.text import target_text
 from planish.passes.contract import OPTIONS, Contract, NotApplicable, Pass
+from planish.passes.layers import check_pattern, matches
 
 aten = torch.ops.aten
 
@@ -59,8 +61,19 @@ class FuseConvBn(Pass):
 
     contract: ClassVar[Contract] = Contract(numerics="exact", isolation="kept")
 
+    ignore: tuple[str, ...] = ()
+    """Which layers to leave with their batch norms: names such as "features.0", globs, or regular
+    expressions after "re:", matched from the start."""
+
+    @field_validator("ignore")
+    @classmethod
+    def _valid_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            check_pattern(pattern)
+        return patterns
+
     def __call__(self, program: Program) -> Program:
-        """Fold every pair.
+        """Fold every pair that `ignore` does not name.
 
         Raises:
             NotApplicable: if no batch norm follows a layer directly, or a pair cannot be folded
@@ -70,14 +83,34 @@ class FuseConvBn(Pass):
         pairs = list(_pairs(program.graph))
         if not pairs:
             raise NotApplicable(f"fuse_conv_bn: {_why_none(program)}")
+        self._check_ignore(pairs)
         readers = _readers(program.graph)
-        for pair in pairs:
+        for pair in self._chosen(pairs):
             if found := _obstacle(pair, readers):
-                raise NotApplicable(f"fuse_conv_bn: {describe(pair.layer)}: {found}.")
+                raise NotApplicable(
+                    f"fuse_conv_bn: {describe(pair.layer)}: {found} name {pair.name!r} under "
+                    "ignore."
+                )
         with program.edit() as edit:
-            for pair in list(_pairs(edit.graph)):
+            for pair in self._chosen(_pairs(edit.graph)):
                 _fold(edit, pair)
         return edit.program
+
+    def _chosen(self, pairs: Iterable[_Pair]) -> list[_Pair]:
+        return [pair for pair in pairs if not any(map(pair.matches, self.ignore))]
+
+    def _check_ignore(self, pairs: Sequence[_Pair]) -> None:
+        for pattern in self.ignore:
+            if not any(pair.matches(pattern) for pair in pairs):
+                raise NotApplicable(
+                    f"fuse_conv_bn: {pattern!r} under ignore matches none of the {len(pairs)} "
+                    f"layers that a batch norm follows; they have names like {pairs[0].name!r}."
+                )
+        if not self._chosen(pairs):
+            raise NotApplicable(
+                f"fuse_conv_bn: ignore names all {len(pairs)} layers that a batch norm follows, "
+                "so there is nothing to fold; leave this pass out."
+            )
 
 
 @plain_dataclass(frozen=True)
@@ -87,6 +120,16 @@ class _Pair:
     layer: fx.Node
     norm: fx.Node
     result: fx.Node
+
+    @property
+    def name(self) -> str:
+        """The layer as users name it: its module, or its node where it has none."""
+        return str(self.layer.meta.get("module") or self.layer.name)
+
+    def matches(self, pattern: str) -> bool:
+        """Whether a pattern names the layer or its weight."""
+        weight = str(_arguments(self.layer)["weight"].target)
+        return any(matches(pattern, one) for one in (self.name, weight))
 
 
 def _pairs(graph: fx.Graph) -> Iterator[_Pair]:
@@ -140,13 +183,13 @@ def _why_none(program: Program) -> str:
 
 
 def _obstacle(pair: _Pair, readers: Mapping[str, list[fx.Node]]) -> str | None:
-    """Why a pair cannot be folded, and what would help; None if it can."""
+    """Why a pair cannot be folded, and what would help besides `ignore`; None if it can."""
     layer, norm = _arguments(pair.layer), _arguments(pair.norm)
     if norm.get("training", False) or "running_mean" not in norm:
         return (
             f"its batch norm {describe(pair.norm)} takes its statistics from the batch at hand, "
             "so there is nothing constant to fold; give it running statistics "
-            "(track_running_stats=True) and capture again"
+            "(track_running_stats=True) and capture again, or"
         )
     for key in ("weight", "bias"):
         if isinstance(layer[key], fx.Node) and (found := _not_its_own(key, pair, layer, readers)):
@@ -154,14 +197,14 @@ def _obstacle(pair: _Pair, readers: Mapping[str, list[fx.Node]]) -> str | None:
     others = [user for user in pair.layer.users if user is not pair.norm]
     if others:
         named = ", ".join(_reader(user) for user in others)
-        return f"its output is also read by {named}, which would see the folded values"
+        return f"its output is also read by {named}, which would see the folded values;"
     for key in ("weight", "bias", "running_mean", "running_var"):
         if norm[key] is not None and norm[key].op != "get_attr":
-            return f"the {key} of its batch norm {describe(pair.norm)} is computed, not stored"
+            return f"the {key} of its batch norm {describe(pair.norm)} is computed, not stored;"
     if pair.layer.meta["val"].dim() != layer["weight"].meta["val"].dim():
         return (
             f"its batch norm {describe(pair.norm)} normalizes dimension 1 of its output, "
-            "which is not the dimension of the layer's channels"
+            "which is not the dimension of the layer's channels;"
         )
     return None
 
@@ -171,17 +214,17 @@ def _not_its_own(
 ) -> str | None:
     node = layer[key]
     if node.target is dequantize:
-        return f"its {key} is quantized; run fuse_conv_bn before quantize_weights"
+        return f"its {key} is quantized; run fuse_conv_bn before quantize_weights, or"
     if node.op != "get_attr":
         return (
             f"its {key} is computed by {describe(node)}, not stored; remove the "
             "parametrization from the module (torch.nn.utils.parametrize."
-            "remove_parametrizations) and capture again"
+            "remove_parametrizations) and capture again, or"
         )
     others = [user for user in readers[node.target] if user is not pair.layer]
     if others:
         named = ", ".join(_reader(user) for user in others)
-        return f"its {key} is also read by {named}; give each its own copy and capture again"
+        return f"its {key} is also read by {named}; give each its own copy and capture again, or"
     return None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
@@ -14,10 +15,10 @@ from planish.ir.capture.export import from_module
 from planish.ir.capture.huggingface import capture_model
 from planish.ir.edit import Edit
 from planish.ir.program import Program
-from planish.ir.quant import QuantizedTensor, QuantScheme
-from planish.passes import FuseConvBn
 from planish.passes.contract import NotApplicable
+from planish.passes.fuse_conv_bn import FuseConvBn
 from planish.passes.pipeline import relative_error
+from planish.passes.quantize_weights import QuantizeWeights
 from support.models import tiny
 
 aten = torch.ops.aten
@@ -61,9 +62,9 @@ def norms(program: Program) -> list[fx.Node]:
     return list(program.nodes(NORM, aten.batch_norm.default))
 
 
-def refusal(program: Program) -> str:
+def refusal(program: Program, *ignore: str) -> str:
     with pytest.raises(NotApplicable) as caught:
-        FuseConvBn()(program)
+        FuseConvBn(ignore)(program)
     return str(caught.value)
 
 
@@ -251,18 +252,21 @@ class Shared(nn.Module):
 
 class SharedWeight(Shared):
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.norm(self.conv(x)))
+        y: Tensor = self.conv(self.norm(self.conv(x)))
+        return y
 
 
 class SharedBias(Shared):
     def forward(self, x: Tensor) -> Tensor:
-        return self.other(self.norm(self.conv(x)))
+        y: Tensor = self.other(self.norm(self.conv(x)))
+        return y
 
 
 class TwoReaders(Shared):
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        return self.norm(y) + y.relu()
+        y: Tensor = self.conv(x)
+        z: Tensor = self.norm(y) + y.relu()
+        return z
 
 
 class Returned(Shared):
@@ -273,21 +277,22 @@ class Returned(Shared):
 
 class ComputedStatistics(Shared):
     def forward(self, x: Tensor) -> Tensor:
-        mean = 2 * self.norm.running_mean  # type: ignore[operator]
-        return functional.batch_norm(self.conv(x), mean, self.norm.running_var)
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert isinstance(mean, Tensor)
+        return functional.batch_norm(self.conv(x), 2 * mean, variance)
 
 
-REFUSALS = {
+REFUSALS: dict[type[nn.Module], str] = {
     SharedWeight: "%conv2d (conv): its weight is also read by %conv2d_1 (conv); give each its own "
-    "copy and capture again.",
+    "copy and capture again, or name 'conv' under ignore.",
     SharedBias: "%conv2d (conv): its bias is also read by %conv2d_1 (other); give each its own "
-    "copy and capture again.",
+    "copy and capture again, or name 'conv' under ignore.",
     TwoReaders: "%conv2d (conv): its output is also read by %relu, which would see the folded "
-    "values.",
+    "values; name 'conv' under ignore.",
     Returned: "%conv2d (conv): its output is also read by the program's caller, which would see "
-    "the folded values.",
+    "the folded values; name 'conv' under ignore.",
     ComputedStatistics: "%conv2d (conv): the running_mean of its batch norm "
-    "%{norm} is computed, not stored.",
+    "%{norm} is computed, not stored; name 'conv' under ignore.",
 }
 
 
@@ -314,7 +319,8 @@ def test_statistics_of_the_batch_are_refused() -> None:
     assert refusal(program) == (
         f"fuse_conv_bn: %conv2d (layer0): its batch norm %{norm} (layer1) takes "
         "its statistics from the batch at hand, so there is nothing constant to fold; give it "
-        "running statistics (track_running_stats=True) and capture again."
+        "running statistics (track_running_stats=True) and capture again, or name 'layer0' under "
+        "ignore."
     )
 
 
@@ -328,19 +334,10 @@ def test_a_computed_weight_is_refused() -> None:
 def test_a_quantized_weight_is_refused() -> None:
     before = captured(sequence(nn.Linear(32, 6), nn.BatchNorm1d(6)), (3, 32))
 
-    def quantize(edit: Edit) -> None:
-        (linear,) = edit.nodes(aten.linear.default)
-        weight = edit.tensors["layer0.weight"]
-        scheme = QuantScheme(bits=8)
-        scale = weight.abs().amax(-1, keepdim=True) / scheme.high
-        codes = scheme.encode(weight, scale)
-        packed = QuantizedTensor.from_codes(scheme, weight.dtype, codes, scale)
-        read = packed.insert(edit, "layer0.weight", before=linear)
-        linear.update_arg(1, read)
-
-    assert refusal(edited(before, quantize)) == (
+    quantized = QuantizeWeights(bits=8, group_size=None)(before)
+    assert refusal(quantized) == (
         "fuse_conv_bn: %linear (layer0): its weight is quantized; run fuse_conv_bn before "
-        "quantize_weights."
+        "quantize_weights, or name 'layer0' under ignore."
     )
 
 
@@ -350,8 +347,50 @@ def test_channels_that_are_not_the_layers_are_refused() -> None:
     (norm,) = norms(program)
     assert refusal(program) == (
         f"fuse_conv_bn: %linear (layer0): its batch norm %{norm} (layer1) normalizes dimension 1 "
-        "of its output, which is not the dimension of the layer's channels."
+        "of its output, which is not the dimension of the layer's channels; name 'layer0' under "
+        "ignore."
     )
+
+
+def blocks() -> Program:
+    return captured(
+        sequence(nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4), nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4)),
+        SIGNAL,
+    )
+
+
+@pytest.mark.parametrize("pattern", ["layer0", "layer0.weight", "*0", "re:.*0"])
+def test_ignored_layers_keep_their_batch_norms(pattern: str) -> None:
+    before = blocks()
+    after = FuseConvBn(ignore=(pattern,))(before)
+    (norm,) = norms(after)
+    assert norm.meta["module"] == "layer1"
+    assert torch.equal(after.tensors["layer0.weight"], before.tensors["layer0.weight"])
+    assert_same(after, before)
+
+
+def test_ignore_helps_where_a_pair_is_refused() -> None:
+    program = captured(SharedWeight(), IMAGE)
+    assert "leave this pass out" in refusal(program, "conv")
+
+
+def test_a_pattern_that_matches_nothing_is_refused() -> None:
+    assert refusal(blocks(), "layer9") == (
+        "fuse_conv_bn: 'layer9' under ignore matches none of the 2 layers that a batch norm "
+        "follows; they have names like 'layer0'."
+    )
+
+
+def test_ignoring_everything_is_refused() -> None:
+    assert refusal(blocks(), "*") == (
+        "fuse_conv_bn: ignore names all 2 layers that a batch norm follows, so there is nothing "
+        "to fold; leave this pass out."
+    )
+
+
+def test_a_broken_regular_expression_is_refused() -> None:
+    with pytest.raises(ValidationError, match="no regular expression"):
+        FuseConvBn(ignore=("re:(",))
 
 
 def test_a_norm_after_an_activation_is_refused() -> None:
@@ -386,7 +425,8 @@ def test_a_new_bias_takes_a_name_that_is_free() -> None:
             self.norm = nn.BatchNorm1d(6)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.norm(functional.conv1d(x, self.weight)) + self.bias
+            y: Tensor = self.norm(functional.conv1d(x, self.weight)) + self.bias
+            return y
 
     before = captured(Crowded(), SIGNAL)
     after = FuseConvBn()(before)
