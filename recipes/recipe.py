@@ -101,8 +101,9 @@ def _existing(recipe: str | Path) -> Path:
         return path
     if path.suffix or len(path.parts) > 1:
         raise UnknownRecipe(f"{path}: no such file.")
+    hint = suggestion(str(recipe), zoo_files())
     raise UnknownRecipe(
-        f"no recipe is named {shown(str(recipe))}{suggestion(str(recipe), zoo_files())} "
+        f"no recipe is named {shown(str(recipe))}{hint}{'' if hint.endswith('?') else '.'} "
         "A recipe of your own is given by the path of its .yaml file."
     )
 
@@ -130,7 +131,7 @@ def _listed(origin: str, document: Document, problems: Sequence[Problem]) -> str
     lines = []
     for problem in sorted(problems, key=document.mark):
         mark = document.mark(problem)
-        place = f"{origin}:{mark.line}:{mark.column}" if document.values else origin
+        place = f"{origin}:{mark.line}:{mark.column}" if problem.mark or document.values else origin
         path = path_text(problem.path)
         lines.append(f"{place}: {path}: {problem.what}" if path else f"{place}: {problem.what}")
     return "\n".join(lines)
