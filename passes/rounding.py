@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,14 +30,18 @@ def round_to_nearest(
     more of a layer's output. Smaller factors clip the largest numbers and round the others finer.
 
     Returns:
-        The rounded matrix, and the relative error of what it stands for: ‖Ŵ - W‖ / ‖W‖.
+        The rounded matrix, and the relative error of what it stands for: ‖Ŵ - W‖ / ‖W‖; NaN for
+        a matrix without data.
     """
-    factors = FACTORS if search else (1.0,)
-    rows = max(1, _CHUNK // matrix.shape[-1])
+    planned = matrix.is_meta  # a tensor without data has nothing to search in, only shapes
+    factors = FACTORS if search and not planned else (1.0,)
+    rows = matrix.shape[0] if planned else max(1, _CHUNK // matrix.shape[-1])
     parts = [_round(part, scheme, factors) for part in matrix.detach().split(rows)]
     codes, scale, zero_point = (torch.cat(each) for each in zip(*parts, strict=True))
     zeros = None if scheme.symmetric else zero_point
     made = QuantizedTensor.from_codes(scheme, matrix.dtype, codes, scale, zeros)
+    if planned:
+        return made, math.nan
     wide = matrix.float()
     error = (made.dequantize().float() - wide).norm() / wide.norm().clamp_min(_TINY)
     return made, float(error)
