@@ -1,0 +1,187 @@
+"""What every pass in the table has to keep. A new pass adds its name to `CASES` and is checked."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pydantic
+import pytest
+import torch
+from torch import Tensor, nn
+
+from planish.ir.capture.export import from_module
+from planish.ir.program import Program
+from planish.ir.shapes import well_formed
+from planish.passes import PASSES, name_of
+from planish.passes.cast import Cast
+from planish.passes.contract import Contract, NotApplicable, Pass
+from planish.passes.fuse_conv_bn import FuseConvBn
+from planish.passes.pipeline import apply, relative_error
+from planish.passes.quantize_weights import QuantizeWeights
+
+
+class Mixed(nn.Module):
+    """A little of everything that passes look for, with a tied weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(32, 32, 1, bias=False)
+        self.norm = nn.BatchNorm1d(32)
+        self.up = nn.Linear(32, 64)
+        self.down = nn.Linear(64, 32, bias=False)
+        self.again = nn.Linear(64, 32, bias=False)
+        self.again.weight = self.down.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(self.conv(x.transpose(1, 2))).transpose(1, 2)
+        wide = torch.relu(self.up(hidden))
+        y: Tensor = hidden + self.down(wide) + self.again(wide)
+        return y
+
+
+@cache
+def program(dtype: torch.dtype = torch.float32) -> Program:
+    torch.manual_seed(0)
+    return from_module(Mixed().eval().to(dtype), torch.randn(3, 5, 32).to(dtype))
+
+
+CASES: dict[str, tuple[Pass, ...]] = {
+    "fuse_conv_bn": (FuseConvBn(),),
+    "quantize_weights": (
+        QuantizeWeights(bits=8, group_size=None),
+        QuantizeWeights(bits=4, group_size=32, symmetric=False),
+        QuantizeWeights(bits=4, group_size=32, clip_search=False),
+    ),
+    "cast": (Cast("bfloat16"), Cast("float16")),
+}
+"""A pass with the options to be tried, by its name in the table."""
+
+NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
+    "fuse_conv_bn": lambda given: (FuseConvBn(), FuseConvBn()(given)),
+    "quantize_weights": lambda given: (
+        QuantizeWeights(bits=4, group_size=32, ignore=("Linear",)),
+        given,
+    ),
+    "cast": lambda given: (Cast("float32"), given),
+}
+"""The pass at zero strength: a pass and a program on which it has nothing to do."""
+
+ERROR = {"fuse_conv_bn": 1e-6, "quantize_weights": 0.2, "cast": 0.02}
+"""What each may cost on this program."""
+
+
+def each() -> list[Any]:
+    return [
+        pytest.param(name, one, id=f"{name}-{place}")
+        for name, cases in CASES.items()
+        for place, one in enumerate(cases)
+    ]
+
+
+def test_every_pass_is_tried() -> None:
+    assert set(CASES) == set(NOTHING_TO_DO) == set(ERROR) == set(PASSES)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_says_what_it_promises_and_takes(name: str) -> None:
+    kind = PASSES[name]
+    assert issubclass(kind, Pass)
+    assert isinstance(kind.contract, Contract)
+    assert kind.__doc__
+    assert kind.__call__.__doc__
+    for option, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        assert field.description, f"{name}.{option} has no docstring"
+
+
+@pytest.mark.parametrize(("name", "one"), each())
+def test_options_are_frozen_compared_by_value_and_strict(name: str, one: Pass) -> None:
+    assert name_of(one) == name
+    options = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}  # type: ignore[arg-type]
+    assert PASSES[name](**options) == one
+    assert hash(PASSES[name](**options)) == hash(one)
+    with pytest.raises(pydantic.ValidationError):
+        PASSES[name](**options, unheard_of=1)  # type: ignore[call-arg]
+    for option in options:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(one, option, None)
+
+
+@pytest.mark.parametrize(("name", "one"), each())
+def test_the_input_stays_as_it_is(name: str, one: Pass) -> None:  # noqa: ARG001
+    given = program()
+    text, inputs, source = given.text(), given.inputs, given.source
+    tensors = {key: (tensor, tensor.clone()) for key, tensor in given.tensors.items()}
+    one(given)
+    assert given.text() == text
+    assert (given.inputs, given.source, given.changes) == (inputs, source, ())
+    assert given.tensors.keys() == tensors.keys()
+    for key, (tensor, copy) in tensors.items():
+        assert given.tensors[key] is tensor
+        assert torch.equal(tensor, copy)
+
+
+@pytest.mark.parametrize(("name", "one"), each())
+def test_the_result_is_sound_and_says_what_changed(name: str, one: Pass) -> None:
+    after, (step,) = apply(program(), [one], names=name_of)
+    well_formed(after)
+    assert after.text() != program().text()
+    assert step.changes == after.changes
+    assert step.changes
+    assert step.error is not None
+    assert step.error < ERROR[name]
+    assert after.run(**after.samples[0])["output"].shape == (3, 5, 32)
+    # What was derived for two rows and more holds for one, too.
+    single = {key: value[:1] for key, value in after.samples[0].items()}
+    assert after.run(**single)["output"].shape == (1, 5, 32)
+
+
+@pytest.mark.parametrize(("name", "one"), each())
+def test_twice_gives_the_same(name: str, one: Pass) -> None:  # noqa: ARG001
+    first, second = one(program()), one(program())
+    assert first.text() == second.text()
+    assert first.changes == second.changes
+    assert list(first.tensors) == list(second.tensors)
+    assert all(torch.equal(first.tensors[key], second.tensors[key]) for key in first.tensors)
+
+
+@pytest.mark.parametrize(("name", "one"), each())
+def test_no_row_of_a_batch_reaches_another(name: str, one: Pass) -> None:
+    assert PASSES[name].contract.isolation == "kept"
+    after = one(program())
+    sample = dict(after.samples[0])
+    before = after.run(**sample)["output"]
+    sample["x"] = sample["x"].clone()
+    sample["x"][0] *= -7
+    moved = after.run(**sample)["output"]
+    assert torch.equal(moved[1:], before[1:])
+    assert not torch.equal(moved[0], before[0])
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_with_nothing_to_do_a_pass_refuses(name: str) -> None:
+    one, given = NOTHING_TO_DO[name](program())
+    with pytest.raises(NotApplicable, match=f"^{name}: "):
+        one(given)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_passes_work_on_float64(name: str) -> None:
+    wide = program(torch.float64)
+    after = CASES[name][0](wide)
+    sample = wide.samples[0]
+    given = {spec.name: sample[spec.name].to(spec.dtype) for spec in after.inputs}
+    error = relative_error(after.run(**given)["output"], wide.run(**sample)["output"])
+    assert error < (1e-13 if PASSES[name].contract.numerics == "exact" else ERROR[name])
+
+
+@pytest.mark.parametrize(("name", "one"), each())
+def test_shapes_alone_suffice(name: str, one: Pass) -> None:  # noqa: ARG001
+    """A plan runs passes on tensors without data, and gives their shapes and the bytes."""
+    real = program()
+    empty = {key: tensor.to("meta") for key, tensor in real.tensors.items()}
+    planned = one(dataclasses.replace(real, tensors=empty))
+    made = one(real)
+    assert planned.text() == made.text()
+    assert planned.nbytes == made.nbytes
+    assert all(tensor.is_meta for tensor in planned.tensors.values())
