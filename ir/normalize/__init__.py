@@ -24,15 +24,18 @@ from planish.ir.program import Program
 RULES = (
     *parts.RULES,
     *linear.RULES,
-    *rms_norm.RULES,
     *layer_norm.RULES,
+    *rms_norm.RULES,
     *rotary.RULES,
     *activation.RULES,
     *gated.RULES,
     *attention.RULES,
     *mask.RULES,
 )
-"""Every rewrite; one walk over the graph tries all of them at each node."""
+"""Every rewrite; one walk over the graph tries all of them at each node, in this order.
+
+Layer norms come before RMS norms, since the first is the second of centered values.
+"""
 
 
 def normalize(program: Program) -> Program:

@@ -36,6 +36,7 @@ aten = torch.ops.aten
 
 X, WEIGHT, EPS = node("x"), node("weight"), number("eps")
 
+_square = calls(aten.square.default)
 _rsqrt = calls(aten.rsqrt.default)
 _sqrt = calls(aten.sqrt.default)
 _reciprocal = calls(aten.reciprocal.default)
@@ -46,7 +47,7 @@ _aten_norm = calls(aten.rms_norm.default)
 
 def mean_square(value: Pattern) -> Pattern:
     """The mean of the squares of `value` over the last dimension."""
-    return mean(power(value, 2) | mul(value, value), [-1], True)
+    return mean(power(value, 2) | mul(value, value) | _square(value), [-1], True)
 
 
 def over_root(value: Pattern, square: Pattern) -> Pattern:
