@@ -1,5 +1,6 @@
 """Recipes: loading from names, paths, dicts and passes; every mistake at once; the zoo."""
 
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -124,6 +125,12 @@ def test_the_zoo_says_what_its_names_promise() -> None:
     assert w8 == QuantizeWeights(bits=8, group_size=None, symmetric=True)
     assert recipes.load("bf16").passes == (Cast("bfloat16"),)
     assert recipes.load("fold").passes == (FuseConvBn(),)
+
+
+def test_the_recipe_of_the_documentation(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(recipes.load(write(tmp_path, block)).passes) == 2
 
 
 EVERYTHING_WRONG = """\
