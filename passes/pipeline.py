@@ -144,7 +144,7 @@ def _error(name: str, one: Pass, before: Outputs, after: Outputs) -> float | Non
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
-    """‖got − expected‖ / ‖expected‖ in float64, over the finite entries of `expected`."""
+    """‖got - expected‖ / ‖expected‖ in float64, over the finite entries of `expected`."""
     finite = torch.isfinite(expected)
     wide = expected.double()[finite]
     difference = got.double()[finite] - wide
