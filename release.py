@@ -47,7 +47,7 @@ def write(
     artifact.check_space(folder, 2 * program.nbytes + 50_000_000)
     with artifact.writing(folder) as staging:
         progress("write the checkpoint")
-        files, notes = _write_checkpoint(result.program, result.original, staging)
+        files, notes = _write_checkpoint(result, staging)
         progress(f"lower to {target}")
         if target == ONNX:
             lowered = lower(program, staging / ONNX, STANDARD if opset_only else CPU)

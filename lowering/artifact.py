@@ -174,7 +174,7 @@ def _clear_leftovers(folder: Path) -> None:
 
 
 def _swap(staging: Path, folder: Path) -> None:
-    staging.chmod(0o777 & ~_umask())  # temporary folders are for their owner only
+    _open_to_readers(staging)
     if not folder.exists():
         staging.rename(folder)
         return
@@ -190,10 +190,12 @@ def _swap(staging: Path, folder: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _umask() -> int:
+def _open_to_readers(folder: Path) -> None:
+    """Give a folder the usual permissions: temporary ones are for their owner only."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
