@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ PARTS = ("_packed", "_scale", "_zero_point")
 
 ASYMMETRIC = (
     "zero points are packed as the compressed-tensors format asks, but transformers cannot load "
-    "them: with compressed-tensors 0.20 it expects their unpacked shape. Symmetric schemes load."
+    "them beside a second scheme: with compressed-tensors 0.20 it expects their unpacked shape. "
+    "Symmetric schemes load, and so does one asymmetric scheme alone."
 )
 
 aten = torch.ops.aten
@@ -90,7 +91,7 @@ def write_checkpoint(
     """
     if original.source.kind != "huggingface":
         raise NotExpressible(f"{original.source.name} did not come from one.")
-    quantized = _quantized(program)
+    quantized = _quantized(program, original)
     _check_same_model(program, original, quantized)
     tensors = _stored(program, original)
     written = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard)
@@ -103,25 +104,30 @@ def write_checkpoint(
     _write_json(folder / "config.json", _config(program, quantized))
     _copy_companions(original.source.folder, folder)
     paths = tuple(folder / name for name in written.filename_to_tensors)
-    notes = (ASYMMETRIC,) if any(not scheme.symmetric for scheme in quantized.values()) else ()
+    schemes = set(quantized.values())
+    notes = (ASYMMETRIC,) if len(schemes) > 1 and _any_asymmetric(schemes) else ()
     return CheckpointFiles(paths, sum(path.stat().st_size for path in paths), notes)
 
 
-def _quantized(program: Program) -> dict[str, QuantScheme]:
+def _quantized(program: Program, original: Program) -> dict[str, QuantScheme]:
     """The scheme of each quantized weight, by the weight's name.
 
     Raises:
-        NotExpressible: if one is read by anything but a linear layer, or transposed: only
-            modules of class Linear are decompressed on loading.
+        NotExpressible: if one is read by anything but a linear layer, or was stored transposed:
+            only modules of class Linear are decompressed on loading.
     """
+    plain = {
+        str(node.target)
+        for node in original.graph.find_nodes(op="get_attr")
+        if {reader.target for reader in node.users} == {aten.linear.default}
+    }
     schemes = {}
     for node in program.nodes(dequantize):
         name, tensor = QuantizedTensor.read_by(node, program.tensors)
-        readers = {reader.target for reader in node.users}
-        if readers != {aten.linear.default} or not name.endswith(".weight"):
+        if name not in plain or not name.endswith(".weight"):
             raise NotExpressible(
-                f"{name} is quantized, and not (only) the weight of a linear layer; the "
-                "compressed-tensors format is for linear layers."
+                f"{name} is quantized, and not (only) the weight of a module of class Linear; the "
+                "compressed-tensors format is for these."
             )
         schemes[name] = tensor.scheme
     return schemes
@@ -194,6 +200,10 @@ def _quantization_config(program: Program, quantized: Mapping[str, QuantScheme])
     # With one scheme, the class is the target and the rest is ignored, which is how vLLM finds
     # the parts of fused layers; with several, each layer is named.
     alone = len(groups) == 1
+    # Where transformers keeps a layer packed it expects unpacked zero points, which the format
+    # does not have; multiplied out on loading, they are read as they are stored. That path knows
+    # one scheme for all layers.
+    loading = {"dequantize": True} if alone and _any_asymmetric(groups) else {}
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
@@ -209,7 +219,12 @@ def _quantization_config(program: Program, quantized: Mapping[str, QuantScheme])
         },
         "ignore": _dense_layers(program, quantized),
         "kv_cache_scheme": None,
+        **loading,
     }
+
+
+def _any_asymmetric(schemes: Iterable[QuantScheme]) -> bool:
+    return any(not scheme.symmetric for scheme in schemes)
 
 
 def _arguments(scheme: QuantScheme) -> dict[str, Any]:

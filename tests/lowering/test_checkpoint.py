@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from compressed_tensors.compressors import PackedQuantizationCompressor
+from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file, save_file
 
 from planish.ir.capture.huggingface import from_checkpoint
 from planish.ir.program import Program
+from planish.ir.quant import QuantizedTensor, dequantize
 from planish.lowering.checkpoint import NotExpressible, write_checkpoint
 from planish.passes.fuse_conv_bn import FuseConvBn
 from planish.passes.quantize_weights import QuantizeWeights
@@ -66,6 +69,8 @@ def test_writes_back_what_was_read(family: str, tmp_path: Path) -> None:
         {"bits": 4, "group_size": 32},
         {"bits": 8, "group_size": None},
         {"bits": 8, "group_size": 32, "ignore": ("*.mlp.*",)},
+        {"bits": 4, "group_size": 32, "symmetric": False},
+        {"bits": 8, "group_size": None, "symmetric": False},
     ],
 )
 def test_quantized_layers_load_in_transformers(options: dict[str, object], tmp_path: Path) -> None:
@@ -82,12 +87,12 @@ def test_quantized_layers_load_in_transformers(options: dict[str, object], tmp_p
 
 
 def test_asymmetric_layers_are_as_the_format_has_them(tmp_path: Path) -> None:
-    """transformers cannot load them (a note says so); the format's own package can."""
+    """The format's own package reads zero points that transformers is told to multiply out."""
     original = from_checkpoint(tiny_folder("llama", tmp_path / "source"))
     program = QuantizeWeights(bits=4, group_size=32, symmetric=False)(original)
     (tmp_path / "out").mkdir()
     files = write_checkpoint(program, original, tmp_path / "out")
-    assert "transformers cannot load" in files.notes[0]
+    assert not files.notes
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     scheme = QuantizationConfig.model_validate(config).config_groups["group_0"]
     stored = load_file(files.paths[0])
@@ -105,10 +110,18 @@ def test_asymmetric_layers_are_as_the_format_has_them(tmp_path: Path) -> None:
 def test_two_schemes_name_their_layers(tmp_path: Path) -> None:
     original = from_checkpoint(tiny_folder("llama", tmp_path / "source"))
     first = QuantizeWeights(bits=4, group_size=32, targets=("*.mlp.*",))(original)
-    program = QuantizeWeights(bits=8, group_size=64, ignore=("*.mlp.*",))(first)
+    program = QuantizeWeights(bits=8, group_size=64)(first)
     (tmp_path / "out").mkdir()
     write_checkpoint(program, original, tmp_path / "out")
     _reload(tmp_path / "out", program)
+
+
+def test_a_note_says_what_transformers_does_not_load(tmp_path: Path) -> None:
+    original = from_checkpoint(tiny_folder("llama", tmp_path / "source", layers=1))
+    first = QuantizeWeights(bits=4, group_size=32, symmetric=False, targets=("*.mlp.*",))(original)
+    program = QuantizeWeights(bits=8, group_size=64)(first)
+    files = write_checkpoint(program, original, tmp_path)
+    assert "transformers cannot load them beside a second scheme" in files.notes[0]
 
 
 def test_large_models_are_sharded(tmp_path: Path) -> None:
@@ -126,5 +139,9 @@ def test_refuses_what_a_checkpoint_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(NotExpressible, match=r"passes added, removed or reshaped \d+ tensors"):
         write_checkpoint(FuseConvBn()(resnet), resnet, tmp_path)
     gpt2 = from_checkpoint(tiny_folder("gpt2", tmp_path / "gpt2"))
-    with pytest.raises(NotExpressible, match=r"not \(only\) the weight of a linear"):
+    with pytest.raises(NotExpressible, match=r"not \(only\) the weight of a module"):
         write_checkpoint(QuantizeWeights(bits=8, group_size=32)(gpt2), gpt2, tmp_path)
+    qwen2 = from_checkpoint(tiny_folder("qwen2", tmp_path / "qwen2", layers=1))
+    tied = QuantizeWeights(bits=8, group_size=32, embeddings=True, lm_head=True)(qwen2)
+    with pytest.raises(NotExpressible, match=r"embed_tokens\.weight is quantized"):
+        write_checkpoint(tied, qwen2, tmp_path)
