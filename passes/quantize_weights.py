@@ -132,20 +132,19 @@ class QuantizeWeights(Pass):
         return chosen
 
     def _check_widths(self, layers: list[Layer]) -> None:
-        if self.group_size is None:
-            return
-        wrong = [layer for layer in layers if layer.width % self.group_size]
-        if not wrong:
+        size = self.group_size
+        wrong = [layer for layer in layers if size is not None and layer.width % size]
+        if size is None or not wrong:
             return
         widths = sorted({layer.width for layer in wrong})
-        fitting = [size for size in GROUP_SIZES if not any(width % size for width in widths)]
+        fitting = [other for other in GROUP_SIZES if not any(width % other for width in widths)]
         remedy = (
-            f"group_size: {min(fitting, key=lambda size: abs(size - self.group_size))} does"
+            f"group_size: {min(fitting, key=lambda other: abs(other - size))} does"
             if fitting
             else "no size on offer does; group_size: null (per channel) fits any width"
         )
         raise NotApplicable(
-            f"quantize_weights: a group size of {self.group_size} does not divide the input "
+            f"quantize_weights: a group size of {size} does not divide the input "
             f"features of {_listed([layer.names[0] for layer in wrong])} "
             f"({_listed(widths)}); {remedy}. Or name these layers under ignore."
         )
