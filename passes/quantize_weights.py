@@ -133,8 +133,10 @@ class QuantizeWeights(Pass):
 
     def _check_widths(self, layers: list[Layer]) -> None:
         size = self.group_size
-        wrong = [layer for layer in layers if size is not None and layer.width % size]
-        if size is None or not wrong:
+        if size is None:
+            return
+        wrong = [layer for layer in layers if layer.width % size]
+        if not wrong:
             return
         widths = sorted({layer.width for layer in wrong})
         fitting = [other for other in GROUP_SIZES if not any(width % other for width in widths)]
