@@ -14,7 +14,7 @@ import torch
 from planish.ir.errors import PlanishError
 from planish.runtime.eager import Against, EagerModel, opponent
 from planish.runtime.evaluate import Progress
-from planish.runtime.machine import Machine, peak_memory, this_machine
+from planish.runtime.machine import Machine, peak_memory, recent_load, this_machine
 from planish.runtime.session import Session
 from planish.runtime.timing import (
     Phase,
@@ -86,6 +86,8 @@ class Benchmark:
         threads: that the session was given; None for ONNX Runtime's choice, one a core.
         torch_threads: that PyTorch uses when eager.
         machine: processor, system and versions.
+        load: processes that wanted a core on average of the minute before; more of them than
+            cores, and the speeds are too low and the ratios not to be trusted.
         peak_memory: the most bytes that the process held, both sides together.
     """
 
@@ -99,6 +101,7 @@ class Benchmark:
     threads: int | None
     torch_threads: int
     machine: Machine
+    load: float | None
     peak_memory: int | None
 
     @property
@@ -142,18 +145,15 @@ def bench(
         progress: called after each round.
 
     Raises:
-        BadBenchmark: if a number is below 1, or the other side does not generate.
+        BadBenchmark: if a number is below 1, texts would be longer than the model reads, or the
+            other side does not generate.
         planish.ir.capture.checkpoint.BadCheckpoint: if `against` cannot be loaded.
     """
-    if min(*batch_sizes, prompt, new_tokens, rounds) < 1:
-        raise BadBenchmark("Batch sizes, prompt, new_tokens and rounds must each be at least 1.")
+    _check(session, (*batch_sizes, prompt, new_tokens, rounds), prompt + new_tokens)
+    load = recent_load()
     sides: list[Side] = [session]
     if against is not None:
-        sides.append(opponent(against, session.provider, session.threads))
-    if session.is_causal and any(
-        isinstance(side, Session) and not side.is_causal for side in sides
-    ):
-        raise BadBenchmark(f"{sides[-1].label} does not generate, but {session.label} does.")
+        sides.append(_other_side(session, against))
     rows = []
     for done, batch in enumerate(batch_sizes):
         times = in_turns(
@@ -179,8 +179,26 @@ def bench(
         threads=session.threads,
         torch_threads=session.threads or torch.get_num_threads(),
         machine=this_machine(),
+        load=load,
         peak_memory=peak_memory(),
     )
+
+
+def _check(session: Session, numbers: Sequence[int], length: int) -> None:
+    if min(numbers) < 1:
+        raise BadBenchmark("Batch sizes, prompt, new_tokens and rounds must each be at least 1.")
+    if session.context is not None and length > session.context:
+        raise BadBenchmark(
+            f"{session.label} reads {session.context} tokens, but prompt and new_tokens are "
+            f"{length} together; give a smaller prompt."
+        )
+
+
+def _other_side(session: Session, against: Against) -> Side:
+    side = opponent(against, session.provider, session.threads)
+    if session.is_causal and isinstance(side, Session) and not side.is_causal:
+        raise BadBenchmark(f"{side.label} does not generate, but {session.label} does.")
+    return side
 
 
 def _rounds(

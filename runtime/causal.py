@@ -88,13 +88,16 @@ def extended_mask(input_ids: Tokens, mask: Tokens | None, cache: Cache | None) -
     """The mask of all tokens so far, [B, P+T].
 
     Raises:
-        BadInput: if the tokens are no int64 matrix, or the mask or cache is of another batch.
+        BadInput: if the tokens are no int64 matrix of numbers from 0, or the mask or cache is of
+            another batch.
     """
     if input_ids.ndim != 2 or input_ids.dtype != np.int64 or not input_ids.size:
         raise BadInput(
             "Tokens are an int64 matrix, one row a text, at least one token long; given was "
             f"{input_ids.dtype} of shape {list(input_ids.shape)}."
         )
+    if input_ids.min() < 0:  # which ONNX would count from the end of the vocabulary
+        raise BadInput(f"Tokens are numbers from 0; given was {input_ids.min()}.")
     new = np.ones_like(input_ids) if mask is None else mask
     parts = [new] if cache is None else [cache.mask, new]
     if new.shape != input_ids.shape or len(parts[0]) != len(input_ids):

@@ -100,7 +100,7 @@ def evaluate(
     prefix = session.tokenizer.prefix
     tokens = np.array(session.tokenizer.encode_plain(read_text(text_file))[:max_tokens], np.int64)
     stride = window - len(prefix) if stride is None else stride
-    _check(len(tokens), len(prefix), window, stride)
+    _check(len(tokens), len(prefix), window, stride, session.context)
     models = (
         [session]
         if against is None
@@ -172,8 +172,10 @@ def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, i
             return
 
 
-def _check(length: int, prefix: int, window: int, stride: int) -> None:
+def _check(length: int, prefix: int, window: int, stride: int, context: int | None) -> None:
     room = window - prefix
+    if context is not None and window > context:
+        raise BadWindow(f"The model reads {context} tokens; a window of {window} is too long.")
     if room < 2 or not 1 <= stride <= room:
         raise BadWindow(
             f"A window of {window} tokens with a stride of {stride} cannot be: the window must "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 from planish.ir.errors import PlanishError
 from planish.runtime.causal import LanguageModel, Tokens
 from planish.runtime.detokenize import TextStream
-from planish.runtime.sampling import Choice, Options, choices
+from planish.runtime.sampling import BadOption, Choice, Options, choices
 from planish.runtime.tokenizer import Tokenizer
 
 Finish = Literal["end", "stop", "length"]
@@ -69,7 +69,7 @@ class _Row:
     text: TextStream
     left: int
     finish: Finish | None = None
-    last: int = field(default=0)
+    last: int = 0
 
     def take(self, token: int, ends: frozenset[int]) -> Piece:
         """Append a token, and see whether the text ends with it."""
@@ -110,8 +110,11 @@ def stream(
 
     Raises:
         BadPrompt: if a prompt is empty, or as long as the context.
+        BadOption: if stop strings are given and no tokenizer.
     """
     _check(prompts, context)
+    if options.stop and tokenizer is None:
+        raise BadOption("stop needs a tokenizer, and there is none beside the model.")
     decode = tokenizer.decode if tokenizer else lambda _: ""
     rows = [
         _Row(

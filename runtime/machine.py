@@ -49,6 +49,11 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def recent_load() -> float | None:
+    """Processes that wanted a core, on average of the last minute; None where it is not kept."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def peak_memory() -> int | None:
     """The most memory in bytes that this process held at once; None where nobody counts it."""
     try:

@@ -20,9 +20,10 @@ from planish.runtime.causal import (
     feeds,
     state_names,
 )
+from planish.runtime.config import read_json, setting
 from planish.runtime.generate import Completion, Piece
 from planish.runtime.sampling import Options
-from planish.runtime.tokenizer import NoTokenizer, Tokenizer, end_tokens, read_json
+from planish.runtime.tokenizer import NoTokenizer, Tokenizer, end_tokens
 from planish.runtime.values import Array, Value, as_array, checked
 
 Prompt = str | Sequence[int]
@@ -81,14 +82,10 @@ class Session:
 
             program = (folder / TORCH_PROGRAM).parent
             return cls(folder, TorchBackend(program, provider, threads), threads)
-        what = (
-            f"holds neither {ONNX_MODEL} nor {TORCH_PROGRAM}"
-            if folder.is_dir()
-            else ("is no folder")
-        )
+        missing = f"holds neither {ONNX_MODEL} nor {TORCH_PROGRAM}"
         raise CannotOpen(
-            f"{folder} {what}, so there is nothing to run; give a folder that planish convert "
-            "wrote."
+            f"{folder} {missing if folder.is_dir() else 'is no folder'}, so there is nothing to "
+            "run; give a folder that planish convert wrote."
         )
 
     @property
@@ -121,6 +118,11 @@ class Session:
     def takes_padding(self) -> bool:
         """Whether the texts of a batch may differ in length."""
         return any(value.name == "attention_mask" for value in self.inputs)
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens of a text that the model can read, if its config says so."""
+        return setting(self.config, "max_position_embeddings", "n_positions")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -193,7 +195,8 @@ class Session:
         Args:
             prompts: a text or its tokens, or a list of texts or of tokens.
             chat: take each prompt as the user's message in a conversation.
-            **options: see `planish.runtime.sampling.Options`.
+            **options: `max_new_tokens`, `do_sample`, `temperature`, `top_k`, `top_p`, `seed` and
+                `stop`; see `planish.runtime.sampling.Options`.
 
         Returns:
             A completion; a list of them for a list of prompts.
@@ -240,14 +243,13 @@ class Session:
             return None
 
     def _stream(self, prompts: list[list[int]], options: Mapping[str, Any]) -> Iterator[Piece]:
-        context = self.config.get("max_position_embeddings", self.config.get("n_positions"))
         return generate.stream(
             self,
             prompts,
             Options.of(options),
             tokenizer=self._text,
             ends=self._ends,
-            context=context,
+            context=self.context,
         )
 
     def _encode(self, prompts: Any, chat: bool) -> tuple[bool, list[list[int]]]:

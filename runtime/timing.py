@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from planish.runtime.causal import LanguageModel, Tokens
+from planish.runtime.config import setting
 from planish.runtime.session import Session
 from planish.runtime.values import Array, Value
 
@@ -97,5 +98,4 @@ def _random(
 
 def _vocabulary(config: Mapping[str, Any]) -> int:
     """How many tokens there are; few, where the config does not say."""
-    found = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-    return int(found or 2)
+    return setting(config, "vocab_size") or 2

@@ -97,6 +97,7 @@ def test_says_where_it_is_slower() -> None:
         threads=None,
         torch_threads=1,
         machine=this_machine(),
+        load=None,
         peak_memory=peak_memory(),
     )
     assert found.verdicts == (
@@ -110,7 +111,7 @@ def test_models_that_do_not_generate_are_timed_in_whole_calls() -> None:
     class Fixed:
         """Takes images; stands in for a session."""
 
-        label, provider, threads, is_causal = "fixed", "cpu", None, False
+        label, provider, threads, is_causal, context = "fixed", "cpu", None, False, None
         config: ClassVar[dict[str, Any]] = {}
         inputs = (Value("pixel_values", "float32", ("B", 3, 32, 32)),)
 
@@ -138,6 +139,8 @@ def test_random_inputs_fit_what_a_model_takes(session: Session) -> None:
 def test_refuses_what_measures_nothing(session: Session, recurrent: Path) -> None:
     with pytest.raises(BadBenchmark, match="at least 1"):
         bench(session, batch_sizes=(0,))
+    with pytest.raises(BadBenchmark, match="reads 64 tokens"):
+        bench(session, prompt=62, new_tokens=3)
     assert bench(Session.open(recurrent), recurrent, (1,), 2, 1, 1).against == recurrent.name
 
 

@@ -142,7 +142,12 @@ def test_modules_of_any_kind_are_opponents() -> None:
 
 @pytest.mark.parametrize(
     ("window", "stride", "reason"),
-    [(1, None, "at least 2 tokens"), (8, 9, "stride be from 1 to 8"), (8, 0, "stride of 0")],
+    [
+        (1, None, "at least 2 tokens"),
+        (8, 9, "stride be from 1 to 8"),
+        (8, 0, "stride of 0"),
+        (65, None, "reads 64"),
+    ],
 )
 def test_refuses_windows(
     session: Session, text_file: Path, window: int, stride: int | None, reason: str

@@ -73,6 +73,8 @@ def test_batches_of_onnx_models(recurrent: Path) -> None:
     assert together[0].text == ""
     with pytest.raises(NoTokenizer, match="holds no tokenizer"):
         session.generate("text")
+    with pytest.raises(BadOption, match="stop needs a tokenizer"):
+        session.generate([1], stop="x")
 
 
 def test_prompts_of_equal_length_where_padding_is_not_taken(

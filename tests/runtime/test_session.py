@@ -68,6 +68,7 @@ def test_extend_continues_where_it_stopped(session: Session, recurrent: Path) ->
         ({"input_ids": [[1]], "position_ids": [1]}, "has 1"),
         ({"input_ids": [[1]], "position_ids": [[1, 2]]}, "is 2 there, but 1 in input_ids"),
         ({"input_ids": [[1]], "position_ids": torch.tensor([[1.0]])}, "convert it to int64"),
+        ({"input_ids": [[1, -1]]}, "given was -1"),
         ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, "do not fit a mask"),
     ],
 )
