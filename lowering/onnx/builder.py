@@ -48,7 +48,6 @@ class Builder:
         initializers: weights and constants by name.
         nodes: in the order of evaluation; some may turn out to have no readers.
         values: what each node of the program became: one value, or a list of them.
-        notes: what the user should know about the result.
     """
 
     def __init__(self, program: Program, target: Target) -> None:
@@ -57,7 +56,6 @@ class Builder:
         self.initializers: dict[str, ir.Value] = {}
         self.nodes: list[ir.Node] = []
         self.values: dict[fx.Node, Any] = {}
-        self.notes: list[str] = []
         self.name_of = dimension_names(program)
         self.may_be_zero = zero_test(program)
         self._types: dict[ir.Value, tuple[torch.dtype, tuple[Extent, ...]]] = {}

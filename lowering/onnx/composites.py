@@ -10,7 +10,7 @@ import torch
 
 from planish.ir import ops
 from planish.lowering.onnx.builder import Builder, Emitter
-from planish.lowering.onnx.elementwise import gelu, silu
+from planish.lowering.onnx.elementwise import gelu, relu, silu
 from planish.lowering.onnx.selective_scan import linear_attention, standard_scan
 
 
@@ -34,7 +34,7 @@ _ACTIVATIONS: dict[str, Callable[[Builder, ir.Value], ir.Value]] = {
     "silu": silu,
     "gelu": gelu,
     "gelu_tanh": lambda b, x: gelu(b, x, "tanh"),
-    "relu": lambda b, x: b.op("Relu", x),
+    "relu": relu,
 }
 
 

@@ -222,12 +222,10 @@ def silu(b: Builder, x: ir.Value) -> ir.Value:
     return b.op("Mul", x, b.op("Sigmoid", x))
 
 
-def _gelu(b: Builder, x: ir.Value, approximate: str) -> ir.Value:
-    return gelu(b, x, approximate)
-
-
-def _silu(b: Builder, x: ir.Value) -> ir.Value:
-    return silu(b, x)
+def relu(b: Builder, x: ir.Value) -> ir.Value:
+    """The greater of x and 0. ONNX Runtime's `Relu` takes only floating-point numbers."""
+    dtype = b.dtype(x)
+    return b.op("Relu", x) if dtype.is_floating_point else b.op("Max", x, b.constant(0, dtype))
 
 
 def _leaky_relu(b: Builder, x: ir.Value, slope: float) -> ir.Value:
@@ -287,10 +285,10 @@ ELEMENTWISE: dict[Callable[..., Any], Emitter] = {
     aten.tanh.default: unary("Tanh"),
     aten.erf.default: unary("Erf"),
     aten.sigmoid.default: unary("Sigmoid"),
-    aten.relu.default: unary("Relu"),
+    aten.relu.default: relu,
     aten.relu6.default: _relu6,
-    aten.gelu.default: _gelu,
-    aten.silu.default: _silu,
+    aten.gelu.default: gelu,
+    aten.silu.default: silu,
     aten.mish.default: unary("Mish"),
     aten.hardswish.default: unary("HardSwish"),
     aten.hardsigmoid.default: unary("HardSigmoid", alpha=1 / 6, beta=0.5),

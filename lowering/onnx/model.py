@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from onnx_ir.passes import common as passes
 from onnx_ir.tensor_adapters import from_torch_dtype
 from torch import Tensor, fx
@@ -43,7 +44,22 @@ def build(program: Program, target: Target) -> tuple[ir.Model, list[str]]:
             b.bind(node, b.tensor(str(node.target)))
         elif node.op == "call_function":
             _lower(b, node)
-    return _model(b), b.notes
+    return _model(b), _notes(program, target)
+
+
+def _notes(program: Program, target: Target) -> list[str]:
+    values = (node.meta.get("val") for node in program.graph.nodes)
+    found = {value.dtype for value in values if isinstance(value, Tensor)}
+    return [
+        f"The ONNX model stores and computes in {_dtype_name(wide)} what the program has in "
+        f"{_dtype_name(narrow)}: its execution provider has no kernels for that."
+        for narrow, wide in target.computes
+        if narrow in found
+    ]
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _lower(b: Builder, node: fx.Node) -> None:

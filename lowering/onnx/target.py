@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,25 +24,25 @@ class Target:
     Attributes:
         contrib: the operators of `com.microsoft` that may be used. Without them quantized weights
             are read through the standard `DequantizeLinear`.
-        computes: for a dtype that the provider has no kernels for, the dtype to compute in.
+        computes: pairs of a dtype that the provider has no kernels for, and the one to compute in.
         accuracy_level: of `MatMulNBits`: 4 rounds activations to 8 bits, a block at a time, which
             is what makes it fast; 1 computes in float32.
         merge: whether quantized projections of one input become one product, then split.
     """
 
     contrib: frozenset[str]
-    computes: Mapping[torch.dtype, torch.dtype] = field(default_factory=dict)
+    computes: tuple[tuple[torch.dtype, torch.dtype], ...] = ()
     accuracy_level: int = 4
     merge: bool = True
 
     def dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype that stands for `dtype` in the model."""
-        return self.computes.get(dtype, dtype)
+        return dict(self.computes).get(dtype, dtype)
 
 
 CPU = Target(
-    contrib=frozenset({"MatMulNBits", "GatherBlockQuantized"}),
-    computes={torch.bfloat16: torch.float32},
+    contrib=frozenset({"MatMulNBits", "GatherBlockQuantized", "LinearAttention"}),
+    computes=((torch.bfloat16, torch.float32),),
 )
 """ONNX Runtime's CPU provider, which computes nearly nothing in bfloat16."""
 

@@ -32,20 +32,22 @@ def _conv(
     groups: int,
 ) -> ir.Value:
     spatial = b.rank(weight) - 2
-    where: dict[str, Any] = (
-        {"auto_pad": {"same": "SAME_UPPER", "valid": "VALID"}[padding]}
-        if isinstance(padding, str)
-        else {"pads": _spread(padding, spatial) * 2}
-    )
+    dilations = _spread(dilation, spatial)
+    if isinstance(padding, str):  # ONNX Runtime pads by itself only where nothing is dilated
+        reach = zip(b.shape(weight)[2:], dilations, strict=True)
+        total = [(int(size) - 1) * step * (padding == "same") for size, step in reach]
+        pads = [amount // 2 for amount in total] + [amount - amount // 2 for amount in total]
+    else:
+        pads = _spread(padding, spatial) * 2
     return b.op(
         "Conv",
         x,
         weight,
         bias,
         strides=_spread(stride, spatial),
-        dilations=_spread(dilation, spatial),
+        pads=pads,
+        dilations=dilations,
         group=groups,
-        **where,
     )
 
 
