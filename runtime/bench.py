@@ -149,7 +149,8 @@ def bench(
             other side does not generate.
         planish.ir.capture.checkpoint.BadCheckpoint: if `against` cannot be loaded.
     """
-    _check(session, (*batch_sizes, prompt, new_tokens, rounds), prompt + new_tokens)
+    longest = prompt + new_tokens if session.is_causal else prompt
+    _check(session, (*batch_sizes, prompt, new_tokens, rounds), longest)
     load = recent_load()
     sides: list[Side] = [session]
     if against is not None:
@@ -189,8 +190,8 @@ def _check(session: Session, numbers: Sequence[int], length: int) -> None:
         raise BadBenchmark("Batch sizes, prompt, new_tokens and rounds must each be at least 1.")
     if session.context is not None and length > session.context:
         raise BadBenchmark(
-            f"{session.label} reads {session.context} tokens, but prompt and new_tokens are "
-            f"{length} together; give a smaller prompt."
+            f"{session.label} reads {session.context} tokens, but texts of {length} are asked "
+            "for; give a smaller prompt."
         )
 
 

@@ -161,7 +161,7 @@ def test_refuses_short_texts_and_nan(
 ) -> None:
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(BadWindow, match="1 tokens"):
-        evaluate(session, tmp_path / "a.txt")
+        evaluate(session, tmp_path / "a.txt", window=8)
     broken = transformers.LlamaForCausalLM(llama.config)
     with torch.no_grad():
         broken.lm_head.weight.fill_(torch.nan)
