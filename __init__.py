@@ -8,9 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from planish.api import Result, capture, load, optimize
+    from planish.api import Result, capture, optimize
     from planish.ir.errors import PlanishError
     from planish.ir.program import Program
+    from planish.runtime.session import load
 
 __version__ = "0.1.0"
 
@@ -21,7 +22,7 @@ _HOMES = {
     "Program": "planish.ir.program",
     "Result": "planish.api",
     "capture": "planish.api",
-    "load": "planish.api",
+    "load": "planish.runtime.session",
     "optimize": "planish.api",
 }
 

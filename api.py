@@ -1,4 +1,4 @@
-"""The Python API: `capture`, `optimize`, `load`."""
+"""The Python API: `capture` and `optimize`. `load` is in `planish.runtime.session`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -21,9 +21,6 @@ from planish.passes import name_of
 from planish.passes.contract import Pass
 from planish.passes.pipeline import UNANALYSED, Step, apply
 from planish.samples import as_samples
-
-if TYPE_CHECKING:
-    from planish.runtime.session import Session
 
 Target = Literal["onnx", "torch"]
 Isolation = Literal["bitwise", "enforce", "warn", "off"]
@@ -205,15 +202,3 @@ def _warn_unanalysed(isolation: str) -> None:
             NotAnalysed,
             stacklevel=3,
         )
-
-
-def load(folder: str | Path, **options: Any) -> Session:
-    """Open an artifact to run it. Nothing in it is executed as code.
-
-    Args:
-        folder: as written by `optimize`.
-        options: passed to `planish.runtime.session.Session.open`, such as `provider="cpu"`.
-    """
-    from planish.runtime.session import Session
-
-    return Session.open(Path(folder), **options)

@@ -249,7 +249,11 @@ def describe_pass(kind: Any) -> dict[str, Any]:
         "numerics": kind.contract.numerics,
         "isolation": kind.contract.isolation,
         "options": {
-            name: f"{' '.join((field.description or '').split())} (default {field.default!r})"
+            name: f"{' '.join((field.description or '').split())} ({_default(field)})"
             for name, field in kind.__pydantic_fields__.items()
         },
     }
+
+
+def _default(field: Any) -> str:
+    return "required" if field.is_required() else f"default {field.default!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from planish import api, assets, commands, console, display, release
+from planish import assets, commands, console, display, release
 from planish.runtime.bench import bench
 from planish.runtime.evaluate import evaluate
 from planish.runtime.session import Session
@@ -66,7 +66,7 @@ def _converted(model: Path, output: Path) -> Session:
     console.out.rule(f"planish convert {model.name} --recipe {RECIPE}")
     result = commands.convert(str(model), RECIPE, output, commands.Conversion(), quiet=False)
     commands.show_result(result, as_json=False)
-    return api.load(output)
+    return Session.open(output)
 
 
 def _without_model(output: Path) -> int:

@@ -265,3 +265,16 @@ class Session:
         if not isinstance(prompt, str):
             return [int(token) for token in prompt]
         return self.tokenizer.encode_chat(prompt) if chat else self.tokenizer.encode(prompt)
+
+
+def load(folder: Path | str, **options: Any) -> Session:
+    """Open an artifact to run it; `planish.load`. Nothing in it is executed as code.
+
+    Args:
+        folder: what `planish convert` or `planish.optimize` wrote.
+        options: those of `Session.open`, such as `provider="cpu"`.
+
+    Raises:
+        CannotOpen: if the folder holds nothing that can be run, or the device is not there.
+    """
+    return Session.open(folder, **options)
