@@ -18,6 +18,7 @@ from torch import fx
 from planish.ir import ops
 from planish.ir.edit import Edit
 from planish.ir.normalize.match import (
+    ANY,
     Found,
     Pattern,
     Rule,
@@ -51,6 +52,7 @@ _fill = calls(aten.masked_fill.Scalar)
 _where = calls(aten.where.ScalarOther)
 _expand = calls(aten.expand.default)
 _unsqueeze = calls(aten.unsqueeze.default)
+_repeat = calls(aten.repeat_interleave.self_int)
 
 HIDDEN = -1e9
 """From here down, a number written over a score or added to it gives the same weight: none."""
@@ -69,8 +71,8 @@ def _weights() -> Pattern:
         | _where(node("shown"), capped, number("fill"))
         | capped
     )
-    weights = _softmax(masked, -1, anything("half"))
-    return weights | _cast(weights, anything("narrow"))
+    weights = _softmax(masked, -1, ANY)
+    return weights | _cast(weights, ANY)
 
 
 def _from_products(edit: Edit, here: fx.Node, found: Found) -> fx.Node | None:
@@ -174,8 +176,8 @@ def _broadcasts(mask: fx.Node, found: Found) -> bool:
 
 def _repeated(heads: Pattern) -> Pattern:
     """Keys or values of which each head stands n times in a row."""
-    group = _expand(_unsqueeze(heads, -3), anything("group"))
-    return reshape(group, anything("flat")) | _expand(heads, anything("flat"))
+    grouped = reshape(_expand(_unsqueeze(heads, -3), ANY), ANY)
+    return grouped | _repeat(heads, ANY, -3) | _expand(heads, ANY)
 
 
 RULES = (

@@ -105,7 +105,8 @@ def _identity(node: fx.Node) -> None:
 
 
 def _slice(node: fx.Node) -> None:
-    _, _, start, end, step = (*node.args, *(0, 0, 0, None, 1)[len(node.args) :])
+    defaults: list[Any] = [0, 0, 0, None, 1]
+    start, end, step = [*node.args, *defaults[len(node.args) :]][2:]
     if start in (0, None) and end in (None, sys.maxsize) and step == 1:
         _identity(node)
 

@@ -12,6 +12,7 @@ from torch import fx
 
 from planish.ir.edit import Edit
 from planish.ir.normalize.match import (
+    ANY,
     Found,
     Rule,
     Sole,
@@ -80,14 +81,14 @@ def _unflattened(edit: Edit, here: fx.Node, found: Found) -> fx.Node | None:
     return edit.call(aten.linear.default, x, weight, *bias, before=here)
 
 
-_flat = reshape(X, anything("flat"))
+_flat = reshape(X, ANY)
 
 RULES = (
     Rule(matmul(X, _transposed) | _addmm(BIAS, X, _transposed), _product),
     Rule(matmul(X, WEIGHT) | _addmm(BIAS, X, WEIGHT), _transposed_product),
     Rule(add(Sole(_linear(X, WEIGHT)), BIAS), _with_bias),
     Rule(
-        reshape(Sole(_linear(_flat, WEIGHT, anything("bias"))), anything("unflat")),
+        reshape(Sole(_linear(_flat, WEIGHT, anything("bias"))), ANY),
         _unflattened,
     ),
 )

@@ -47,14 +47,12 @@ def _unstretched(value: fx.Node) -> fx.Node:
 
 def _everywhere(edit: Edit, here: fx.Node, found: Found) -> fx.Node | None:
     """`x[i, j]`, where i and j run over all of x, is x with new dimensions between."""
-    x, indices = found["x"], found["indices"]
-    if len(indices) != len(shape(x)):
-        return None
+    x: fx.Node = found["x"]
+    indices = found["indices"]
     places = [_place(index, len(shape(here))) for index in indices]
     if any(left >= right for left, right in pairwise((-1, *places))):
         return None
-    counted = [shape(_unstretched(index))[0] for index in indices]
-    if not same(counted, shape(x)):
+    if not same([shape(here)[place] for place in places], shape(x)):
         return None
     for dim in range(len(shape(here))):
         if dim not in places:
@@ -67,8 +65,10 @@ def _place(index: fx.Node | None, rank: int) -> int:
     if index is None or len(shape(index)) != rank:
         return -1
     long = [dim for dim, extent in enumerate(shape(index)) if not same((extent,), (1,))]
-    counts = _unstretched(index).target is aten.arange.default
-    return long[0] if counts and len(long) == 1 else -1
+    counter = _unstretched(index)
+    if counter.target is not aten.arange.default or len(long) != 1:
+        return -1
+    return long[0] if same(shape(counter), (shape(index)[long[0]],)) else -1
 
 
 def _smaller(edit: Edit, here: fx.Node, found: Found) -> fx.Node | None:
@@ -77,6 +77,8 @@ def _smaller(edit: Edit, here: fx.Node, found: Found) -> fx.Node | None:
     smaller = _without_true(mask)
     if dtype(mask) != torch.bool or smaller is mask:
         return None
+    if smaller is not None and len(shape(smaller)) < 2:
+        return None  # torch's operator asks for two dimensions
     options = (found["causal"], found["scale"], found["softcap"])
     return edit.call(ops.attention, query, key, value, smaller, *options, before=here)
 
@@ -85,13 +87,10 @@ def _without_true(mask: fx.Node) -> fx.Node | None:
     """The part of a mask that hides something, if there is any."""
     if _is_true(mask):
         return None
-    one: Any
-    other: Any
     if mask.target is aten.expand.default:
-        one = mask.args[0]
-        return one
+        return mask.all_input_nodes[0]
     if mask.target is aten.__and__.Tensor:
-        one, other = mask.args
+        one, other = mask.all_input_nodes[0], mask.all_input_nodes[-1]
         return other if _is_true(one) else one if _is_true(other) else mask
     return mask
 

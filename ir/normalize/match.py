@@ -88,6 +88,10 @@ def anything(name: str) -> Variable:
     return Variable(name, object)
 
 
+ANY = anything("_")
+"""Any argument; it need not be the same wherever this stands."""
+
+
 def calls(*targets: Callable[..., Any], commutative: bool = False) -> Callable[..., Pattern]:
     """A function that builds patterns for calls of any of `targets`."""
     return lambda *arguments: Call(targets, arguments, commutative)
@@ -134,7 +138,9 @@ def matches(pattern: Any, value: Any, found: Found) -> Iterator[Found]:
 def _as_variable(variable: Variable, value: Any, found: Found) -> Iterator[Found]:
     if not isinstance(value, variable.kind):
         return
-    if variable.name not in found:
+    if variable is ANY:
+        yield found
+    elif variable.name not in found:
         yield {**found, variable.name: value}
     elif found[variable.name] == value:
         yield found

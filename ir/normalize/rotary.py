@@ -16,6 +16,7 @@ from torch import fx
 from planish.ir import ops
 from planish.ir.edit import Edit
 from planish.ir.normalize.match import (
+    ANY,
     Found,
     Rule,
     add,
@@ -41,8 +42,8 @@ _stack = calls(aten.stack.default)
 
 _halves = cat([neg(cut(X, -1, HALF, WIDTH)), cut(X, -1, 0, HALF)], -1)
 _pairs = reshape(
-    _stack([neg(cut(X, -1, 1, anything("end"), 2)), cut(X, -1, 0, anything("end"), 2)], -1),
-    anything("shape"),
+    _stack([neg(cut(X, -1, 1, ANY, 2)), cut(X, -1, 0, ANY, 2)], -1),
+    ANY,
 )
 
 
@@ -79,7 +80,7 @@ RULES = (
         cat(
             [
                 _rotary(cut(X, -1, 0, WIDTH), COS, SIN, anything("interleaved")),
-                cut(X, -1, WIDTH, anything("end")),
+                cut(X, -1, WIDTH, ANY),
             ],
             -1,
         ),

@@ -15,18 +15,18 @@ W = torch.rand(8, generator=GENERATOR) + 0.5
 EPS = 1e-6
 
 
-def llama(m: Any, x: Tensor) -> Tensor:
+def llama(m: Any, x: Tensor) -> Any:
     wide = x.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)
     return m.w * wide.to(x.dtype)
 
 
-def t5(m: Any, x: Tensor) -> Tensor:
+def t5(m: Any, x: Tensor) -> Any:
     x = x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + EPS)
     return m.w * x.to(m.w.dtype)
 
 
-def gemma(m: Any, x: Tensor) -> Tensor:
+def gemma(m: Any, x: Tensor) -> Any:
     wide = x.float()
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)
     return (normed * (1.0 + m.w.float())).type_as(x)
@@ -106,7 +106,7 @@ def test_without_weight(norm: Callable[..., Tensor], dtype: torch.dtype, text: s
 
 
 def test_a_norm_that_is_read_twice_keeps_its_weight_apart() -> None:
-    def norm(m: Any, x: Tensor) -> Tensor:
+    def norm(m: Any, x: Tensor) -> Any:
         normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS)
         return normed * m.w + normed
 
@@ -155,7 +155,7 @@ def test_not_an_rms_norm(norm: Callable[..., Tensor]) -> None:
 
 
 def test_a_scale_of_another_shape_is_not_the_weight() -> None:
-    def norm(m: Any, x: Tensor) -> Tensor:
+    def norm(m: Any, x: Tensor) -> Any:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS) * m.w
 
     _, after = before_and_after(norm, X, w=torch.rand(5, 8))
