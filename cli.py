@@ -256,9 +256,6 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with console.warnings_as_lines():
             return app(given, standalone_mode=False) or 0
-    except typer.TyperException as error:
-        error.show()
-        return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         console.print_error(KeyboardInterrupt("interrupted; nothing was replaced."))
         return 130
@@ -266,4 +263,12 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         console.print_error(error)
+        return 2
+    except Exception as error:
+        # A mistake in the options: the class is click's, which typer imports or brings along,
+        # depending on its version.
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
         return 2

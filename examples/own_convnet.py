@@ -24,7 +24,8 @@ class SmallNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = torch.relu(self.body(torch.relu(self.stem(images))))
-        return self.head(features.mean((2, 3)))
+        logits: Tensor = self.head(features.mean((2, 3)))
+        return logits
 
 
 def main() -> None:

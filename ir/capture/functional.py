@@ -74,7 +74,8 @@ def _argument(node: fx.Node, name: str) -> Any:
 
 
 def _source(node: fx.Node) -> fx.Node:
-    source: Any = node.args[0]
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
     return source
 
 
@@ -83,7 +84,7 @@ def _identity(_: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def _contiguous(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    order = {"memory_format": torch.contiguous_format}
+    order: dict[str, Any] = {"memory_format": torch.contiguous_format}
     return graph.call_function(aten.clone.default, (_source(node),), order)
 
 
