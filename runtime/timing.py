@@ -17,6 +17,9 @@ Phase = Literal["prefill", "decode", "forward"]
 Round = Callable[[], dict[Phase, float]]
 """Runs a model once through its phases; gives the seconds of each."""
 
+ENOUGH = 0.1
+"""Seconds that a round of a small model takes at least, so that no single hiccup decides it."""
+
 PIXELS = 224
 """Height and width of images for a model that takes any."""
 
@@ -58,11 +61,13 @@ def language_round(model: LanguageModel, tokens: Tokens, prompt: int) -> dict[Ph
 
 
 def forward_round(model: Runs, inputs: Mapping[str, Array]) -> dict[Phase, float]:
-    """Seconds of one call, after another that is not timed."""
+    """Seconds of one call: the mean of as many as `ENOUGH` seconds hold, after one not timed."""
     model.run(**inputs)
-    started = perf_counter()
-    model.run(**inputs)
-    return {"forward": perf_counter() - started}
+    started, calls = perf_counter(), 0
+    while perf_counter() - started < ENOUGH or not calls:
+        model.run(**inputs)
+        calls += 1
+    return {"forward": (perf_counter() - started) / calls}
 
 
 def random_tokens(session: Session, batch: int, length: int) -> Tokens:

@@ -8,12 +8,15 @@ import pytest
 import torch
 import transformers
 
+from planish.ir.capture.huggingface import capture_model
+from planish.lowering.onnx.lower import lower
 from planish.runtime.detokenize import TextStream
 from planish.runtime.eager import EagerModel
 from planish.runtime.generate import BadPrompt, collect, stream
 from planish.runtime.sampling import BadOption, Options, choices, probabilities
 from planish.runtime.session import Session
 from planish.runtime.tokenizer import NoTokenizer, Tokenizer
+from support.models import tiny
 
 PROMPTS = [[3, 4, 5], [7, 8, 9, 10, 11, 12], [1], [9, 9, 9, 9]]
 
@@ -75,6 +78,15 @@ def test_batches_of_onnx_models(recurrent: Path) -> None:
         session.generate("text")
     with pytest.raises(BadOption, match="stop needs a tokenizer"):
         session.generate([1], stop="x")
+
+
+@pytest.mark.parametrize("family", ["mamba", "gemma3"])
+def test_batches_of_other_architectures(family: str, tmp_path: Path) -> None:
+    model, _ = tiny(family)  # a state of fixed size; an attention window shorter than the prompts
+    lower(capture_model(model), tmp_path / "onnx")
+    together = Session.open(tmp_path).generate(PROMPTS, max_new_tokens=10)
+    for prompt, found in zip(PROMPTS, together, strict=True):
+        assert list(found.tokens) == expected(model, prompt, max_new_tokens=10, eos_token_id=None)
 
 
 def test_prompts_of_equal_length_where_padding_is_not_taken(
