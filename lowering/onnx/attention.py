@@ -8,6 +8,7 @@ transposition, these emitters read what is before it, and hand on their result i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -17,6 +18,7 @@ from torch import Tensor, fx
 from planish.ir import ops
 from planish.lowering.onnx.builder import Builder, Emitter
 from planish.lowering.onnx.movement import END, sliced
+from planish.lowering.onnx.sizes import Extent
 
 aten = torch.ops.aten
 
@@ -31,7 +33,7 @@ def pack(b: Builder, heads: ir.Value) -> ir.Value | None:
     return b.reshape(b.transpose(heads, _SWAP), [batch, length, count * width])
 
 
-def unpack(b: Builder, packed: ir.Value, count: int) -> ir.Value:
+def unpack(b: Builder, packed: ir.Value, count: Extent) -> ir.Value:
     """[B, T, H·D] as [B, H, T, D]."""
     batch, length, width = b.shape(packed)
     apart = b.reshape(packed, [batch, length, count, width // count])
@@ -132,11 +134,10 @@ def _attention(
     heads, groups = b.shape(query)[1], b.shape(key)[1]
     mask = _whole_mask(b, query, key, mask)
     # With a past, the operator would align the causal mask to the end, torch to the start.
-    caches = [] if is_causal else [_cache(b.node, argument) for argument in b.node.args[1:3]]
-    pasts: list[ir.Value] = []
-    if len(caches) == 2 and all(caches):
-        pasts = [b.values[past] for past, _ in caches]
-        key, value = (b.values[new] for _, new in caches)
+    caches = [] if is_causal else _caches(b.node)
+    pasts = [b.values[cache.past] for cache in caches]
+    if caches:
+        key, value = (b.values[cache.new] for cache in caches)
     packed = [pack(b, tensor) for tensor in (query, key, value)]
     is_packed = all(tensor is not None for tensor in packed)
     tensors = packed if is_packed else [query, key, value]
@@ -152,25 +153,38 @@ def _attention(
         q_num_heads=heads if is_packed else None,
         kv_num_heads=groups if is_packed else None,
     )
-    for argument, whole in zip(b.node.args[1:3], present, strict=False):
-        b.bind(argument, whole)
+    for cache, whole in zip(caches, present, strict=True):
+        b.bind(cache.whole, whole)
     if not is_packed:
         return made
     batch, _, length, width = b.result_shape
     return unpack(b, b.typed(made, b.dtype(query), [batch, length, heads * width]), heads)
 
 
-def _cache(attention: fx.Node, argument: Any) -> tuple[fx.Node, fx.Node] | None:
-    """Past and new part of keys or values that are a cache and what is added to it.
+@dataclass(frozen=True)
+class _Cache:
+    """Keys or values that are what came before, an input, joined with what is new.
 
     The operator joins them itself, and gives the whole as an output.
     """
-    if argument.target is not aten.cat.default or len(argument.args[0]) != 2:
-        return None
-    past, new = argument.args[0]
-    others = [user for user in argument.users if user is not attention and user.op != "output"]
-    joined = argument.args[1:] in {(2,), (-2,)}
-    return (past, new) if joined and past.op == "placeholder" and not others else None
+
+    past: fx.Node
+    new: fx.Node
+    whole: fx.Node
+
+
+def _caches(attention: fx.Node) -> list[_Cache]:
+    """The caches of keys and values; none unless both are, and nothing else reads them."""
+    found: list[_Cache] = []
+    for argument in attention.args[1:3]:
+        match argument:
+            case fx.Node(
+                target=aten.cat.default,
+                args=([fx.Node(op="placeholder") as past, fx.Node() as new], 2 | -2),
+                users=users,
+            ) if all(user is attention or user.op == "output" for user in users):
+                found.append(_Cache(past, new, argument))
+    return found if len(found) == 2 else []
 
 
 def _whole_mask(

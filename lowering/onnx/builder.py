@@ -63,7 +63,7 @@ class Builder:
         self._taken = {spec.name for spec in program.inputs} | {*program.outputs, *program.tensors}
         self._node: fx.Node | None = None
         self.inputs = {spec.name: ir.Value(name=spec.name) for spec in program.inputs}
-        self._sizes = Sizes(self)
+        self._sizes = Sizes(program, self.inputs, self.op)
 
     @property
     def where(self) -> str:
@@ -215,7 +215,7 @@ class Builder:
         if name not in self.initializers:
             value = ir.Value(
                 name=name,
-                shape=ir.Shape(contents.shape),
+                shape=ir.Shape(contents.shape.numpy()),
                 type=ir.TensorType(contents.dtype),
                 const_value=contents,
             )
@@ -247,7 +247,10 @@ class Builder:
         """A list of sizes, int64 of shape [length]."""
         if not any(isinstance(extent, torch.SymInt) for extent in extents):
             return self.constant(list(extents))
-        parts = [self.size(extent) for extent in extents]
+        parts = [
+            self.size(extent) if isinstance(extent, torch.SymInt) else self.constant([extent])
+            for extent in extents
+        ]
         return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=0)
 
     # What many emitters need

@@ -49,14 +49,22 @@ def _selective_scan(
     state: ir.Value,
 ) -> list[ir.Value]:
     """Computed in float32 whatever the dtypes are, as the operator says."""
-    heads, width = b.shape(x)[2:]
+    heads, width, groups = map(int, (*b.shape(x)[2:], b.shape(rows)[2]))
     one_decay = b.shape(a)[-1] == 1 and "LinearAttention" in b.target.contrib
     emit = linear_attention if one_decay else standard_scan
-    tensors = [
-        None if tensor is None else b.cast(tensor, torch.float32)
-        for tensor in (x, dt, a, rows, columns, skip, state)
-    ]
-    made = emit(b.ops, *tensors, heads=heads, width=width, groups=b.shape(rows)[2])
+
+    def wide(tensor: ir.Value) -> ir.Value:
+        return b.cast(tensor, torch.float32)
+
+    made = emit(
+        b.ops,
+        *(wide(x), wide(dt), wide(a), wide(rows), wide(columns)),
+        skip if skip is None else wide(skip),
+        wide(state),
+        heads=heads,
+        width=width,
+        groups=groups,
+    )
     results = zip(made, b.node.meta["val"], (x, state), strict=True)
     return [
         b.cast(b.typed(value, torch.float32, val.shape), b.dtype(like))

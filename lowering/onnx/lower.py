@@ -54,12 +54,9 @@ def lower(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MODEL_FILE
     stored = sum(_nbytes(value) for value in model.graph.initializers.values())
-    if stored > external_above:
-        ir.save(model, path, external_data=DATA_FILE)
-        paths = (path, folder / DATA_FILE)
-    else:
-        ir.save(model, path)
-        paths = (path,)
+    is_large = stored > external_above
+    ir.save(model, path, external_data=DATA_FILE if is_large else None)
+    paths = (path, folder / DATA_FILE) if is_large else (path,)
     onnx.checker.check_model(path)
     return OnnxFiles(paths, sum(file.stat().st_size for file in paths), tuple(notes))
 

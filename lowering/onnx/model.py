@@ -70,10 +70,11 @@ def _lower(b: Builder, node: fx.Node) -> None:
         whole, place = node.args
         b.values[node] = b.values[whole][place]  # type: ignore[index]
         return
-    if node.target not in EMITTERS:
+    emitter = EMITTERS.get(node.target)  # type: ignore[arg-type]
+    if emitter is None:
         raise _unsupported(b, "has no counterpart in the table of emitters")
     try:
-        b.bind(node, EMITTERS[node.target](b, *_arguments(b, node)))
+        b.bind(node, emitter(b, *_arguments(b, node)))
     except NotImplementedError as error:
         raise _unsupported(b, f"cannot be lowered here ({error})") from error
 
@@ -132,7 +133,7 @@ def _returned(program: Program) -> Iterator[tuple[str, fx.Node]]:
 
 def _output(b: Builder, name: str, node: fx.Node) -> ir.Value:
     """The value of an output under its name; one that has a name already is passed through."""
-    value = b.values[node]
+    value: ir.Value = b.values[node]
     while value.producer() is None or value.name in b.program.outputs:
         value = b.typed(b.op("Identity", value), node.meta["val"].dtype, node.meta["val"].shape)
     value.name = name

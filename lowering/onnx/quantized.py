@@ -71,12 +71,18 @@ def blocks(b: Builder, argument: Any, kernel: str) -> Blocks | None:
     scales = _scales(b, name, weight, repeats)
     zeros = None
     if weight.zero_point is not None:
-        stored = (rows, -(-count * bits // 8))
         zeros = _stored(
-            b, f"{name}_zero_point.blocks", lambda: _packed_zeros(weight, bits, repeats), stored
+            b,
+            f"{name}_zero_point.nbits",
+            lambda: _packed_zeros(weight, bits, repeats),
+            (rows, -(-count * bits // 8)),
         )
-    stored = (rows, count, size * bits // 8)
-    codes = _stored(b, f"{name}_packed.blocks", lambda: _packed_blocks(weight, bits, size), stored)
+    codes = _stored(
+        b,
+        f"{name}_packed.nbits",
+        lambda: _packed_blocks(weight, bits, size),
+        (rows, count, size * bits // 8),
+    )
     return Blocks(rows, columns, bits, size, codes, scales, zeros)
 
 
@@ -96,7 +102,7 @@ def _scales(b: Builder, name: str, weight: QuantizedTensor, repeats: int) -> ir.
     if repeats == 1:
         return b.initializer(f"{name}_scale", TorchTensor(weight.scale.to(dtype)))
     repeated = weight.scale.to(dtype).repeat_interleave(repeats, 1)
-    return b.initializer(f"{name}_scale.blocks", TorchTensor(repeated))
+    return b.initializer(f"{name}_scale.nbits", TorchTensor(repeated))
 
 
 def _stored(
@@ -145,7 +151,8 @@ def _fill_bytes(codes: Tensor, bits: int) -> Tensor:
     each = 8 // bits
     apart = functional.pad(codes, (0, -codes.shape[-1] % each)).unflatten(-1, (-1, each))
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-    return (apart << shifts).sum(-1, dtype=torch.uint8)
+    filled: Tensor = (apart << shifts).sum(-1, dtype=torch.uint8)
+    return filled
 
 
 def linear(b: Builder, x: ir.Value, weight: Blocks, bias: ir.Value | None) -> ir.Value:
@@ -207,7 +214,7 @@ def _standard(b: Builder, name: str, weight: QuantizedTensor, *, turned: bool) -
     group = _group_size(weight)
     size = next((size for size in BLOCKS if group % size == 0), group)
     bits, dtype = STORED_BITS[weight.scheme.bits], b.result_dtype
-    suffix = ".T" if turned else ""
+    suffix = f".int{max(bits, 4)}" + (".T" if turned else "")
 
     def placed(tensor: Tensor) -> Tensor:
         return tensor.mT.contiguous() if turned else tensor
@@ -217,16 +224,16 @@ def _standard(b: Builder, name: str, weight: QuantizedTensor, *, turned: bool) -
 
     shape = placed(torch.empty(weight.shape, device="meta")).shape
     blocks = each_block(torch.empty(weight.scale.shape, device="meta")).shape
-    codes = _stored(b, f"{name}_packed.codes{suffix}", lambda: placed(_codes(weight)), shape, bits)
+    codes = _stored(b, f"{name}_packed{suffix}", lambda: placed(_codes(weight)), shape, bits)
     scales = each_block(weight.scale.to(dtype))
     zeros = None
     if weight.zero_point is not None:
-        label = f"{name}_zero_point.codes{suffix}"
+        label = f"{name}_zero_point{suffix}"
         zeros = _stored(b, label, lambda: each_block(_zero_points(weight)), blocks, bits)
     made = b.op(
         "DequantizeLinear",
         codes,
-        b.initializer(f"{name}_scale.blocks{suffix}", TorchTensor(scales)),
+        b.initializer(f"{name}_scale{suffix}", TorchTensor(scales)),
         zeros,
         axis=len(shape) - (2 if turned else 1),
         block_size=size,

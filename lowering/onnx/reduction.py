@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 
 from planish.lowering.onnx.builder import Builder, Emitter
+from planish.lowering.onnx.sizes import Extent
 
 aten = torch.ops.aten
 
@@ -66,7 +67,7 @@ def _variance(b: Builder, x: ir.Value, dims: Any, correction: Any, keep: bool) -
     center = b.op("ReduceMean", x, axes, keepdims=1)
     distance = b.op("Sub", x, center)
     total = b.op("ReduceSum", b.op("Mul", distance, distance), axes, keepdims=int(keep))
-    count = 1
+    count: Extent = 1
     for axis in range(b.rank(x)) if axes is None else axes:
         count = count * b.shape(x)[axis]
     return b.op(

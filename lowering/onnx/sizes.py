@@ -7,29 +7,21 @@ input's shape, and an expression becomes arithmetic on those.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
 import sympy
 import torch
 
-from planish.ir.errors import PlanishError
 from planish.ir.program import Program
-
-if TYPE_CHECKING:
-    from planish.lowering.onnx.builder import Builder
 
 Extent = int | torch.SymInt
 """One extent of a shape, as torch gives it."""
 
 CONVENTIONS = {"past_sequence_length + sequence_length": "total_sequence_length"}
 """Expressions over sizes that exported language models have a customary name for."""
-
-
-class UnknownSize(PlanishError):
-    """A size of the graph cannot be computed from the shapes of its inputs."""
 
 
 def expression(extent: Extent) -> Any:
@@ -45,7 +37,9 @@ def same(one: Extent, other: Extent) -> bool:
 def broadcast(*shapes: Sequence[Extent]) -> tuple[Extent, ...]:
     """The shape that several shapes stretch to. `torch.broadcast_shapes` would add guards."""
     rank = max(map(len, shapes))
-    columns = zip(*([1] * (rank - len(shape)) + list(shape) for shape in shapes), strict=True)
+    columns: Iterable[Sequence[Extent]] = zip(
+        *((*[1] * (rank - len(shape)), *shape) for shape in shapes), strict=True
+    )
     return tuple(
         next((extent for extent in column if isinstance(extent, torch.SymInt) or extent != 1), 1)
         for column in columns
@@ -77,62 +71,62 @@ def zero_test(program: Program) -> Callable[[Extent], bool]:
     return lambda extent: not expression(extent).xreplace(least).is_positive
 
 
+Emit = Callable[..., ir.Value]
+"""Emits a node with one output: `emit(operator, *inputs, **attributes)`."""
+
+
 class Sizes:
     """Computes sizes in a graph under construction; each is an int64 tensor of shape [1]."""
 
-    def __init__(self, builder: Builder) -> None:
-        self._builder = builder
+    def __init__(self, program: Program, inputs: Mapping[str, ir.Value], emit: Emit) -> None:
+        self._inputs = inputs
+        self._emit = emit
         self._known: dict[Any, ir.Value] = {}
-        self._read: dict[Any, tuple[str, int]] = {}
-        for spec in builder.program.inputs:
+        self._dimensions: dict[Any, tuple[str, int]] = {}
+        for spec in program.inputs:
             for axis, extent in enumerate(spec.shape):
-                symbol = expression(builder.program.shapes.extent(extent))
-                self._read.setdefault(symbol, (spec.name, axis))
+                size = expression(program.shapes.extent(extent))
+                self._dimensions.setdefault(size, (spec.name, axis))
 
     def value(self, extent: Extent) -> ir.Value:
         """The value of a size.
 
         Raises:
-            UnknownSize: if it depends on data, or on a size that no input has as a dimension.
+            NotImplementedError: if it depends on data, or on a size that no input has.
         """
         return self._value(expression(extent))
 
-    def _value(self, term: Any) -> ir.Value:
-        if term not in self._known:
-            self._known[term] = self._compute(term)
-        return self._known[term]
+    def _value(self, size: Any) -> ir.Value:
+        if size not in self._known:
+            self._known[size] = self._compute(size)
+        return self._known[size]
 
-    def _compute(self, term: Any) -> ir.Value:
-        if isinstance(term, (int, sympy.Integer)):
-            return self._builder.constant([int(term)])
-        if term in self._read:
-            name, axis = self._read[term]
-            value = self._builder.inputs[name]
-            return self._builder.op("Shape", value, start=axis, end=axis + 1)
-        kind = type(term).__name__
-        if kind not in _ARITHMETIC:
-            raise UnknownSize(
-                f"{self._builder.where}: the size {term} cannot be computed from the shapes of the "
-                "inputs, so it depends on the data or on arithmetic that ONNX lowering lacks. Mark "
-                "the dimension as static, or give an input that has this size as a dimension."
-            )
-        return _ARITHMETIC[kind](self._builder, *map(self._value, term.args))
+    def _compute(self, size: Any) -> ir.Value:
+        if size in self._dimensions and not size.is_number:
+            name, axis = self._dimensions[size]
+            return self._emit("Shape", self._inputs[name], start=axis, end=axis + 1)
+        if size.is_Integer:
+            return self._emit("Constant", value_ints=[int(size)])
+        arithmetic = _ARITHMETIC.get(type(size).__name__)
+        if arithmetic is None:
+            raise NotImplementedError(f"the size {size} does not follow from the inputs' shapes")
+        return arithmetic(self._emit, *map(self._value, size.args))
 
 
 def _chain(kind: str) -> Callable[..., ir.Value]:
-    def emit(b: Builder, *terms: ir.Value) -> ir.Value:
-        return reduce(lambda left, right: b.op(kind, left, right), terms)
+    def compute(emit: Emit, *terms: ir.Value) -> ir.Value:
+        return reduce(lambda left, right: emit(kind, left, right), terms)
 
-    return emit
-
-
-def _modulo(b: Builder, left: ir.Value, right: ir.Value) -> ir.Value:
-    return b.op("Mod", left, right)  # takes the divisor's sign, as Python does
+    return compute
 
 
-def _floor_divide(b: Builder, left: ir.Value, right: ir.Value) -> ir.Value:
+def _modulo(emit: Emit, left: ir.Value, right: ir.Value) -> ir.Value:
+    return emit("Mod", left, right)  # takes the divisor's sign, as Python does
+
+
+def _floor_divide(emit: Emit, left: ir.Value, right: ir.Value) -> ir.Value:
     # ONNX rounds towards zero; rounding up is written with negative numbers: -(-x // y).
-    return b.op("Div", b.op("Sub", left, _modulo(b, left, right)), right)
+    return emit("Div", emit("Sub", left, _modulo(emit, left, right)), right)
 
 
 _ARITHMETIC: dict[str, Callable[..., ir.Value]] = {

@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -96,7 +96,7 @@ def test_standard_operators_alone(family: str, session: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision(dtype: str, tmp_path: Path) -> None:
+def test_half_precision(dtype: Literal["float16", "bfloat16"], tmp_path: Path) -> None:
     """Float16 is computed as such; bfloat16, for which the CPU has no kernels, in float32."""
     program = Cast(dtype)(captured("llama")[1])
     files = lower(program, tmp_path)

@@ -522,6 +522,7 @@ def test_arithmetic_on_sizes(tmp_path: Path) -> None:
         graph.call_function(operator.mod, (length, 3)),
         graph.call_function(torch.sym_max, (batch, length)),
         graph.call_function(operator.mul, (batch, length)),
+        graph.call_function(operator.mul, (batch, batch)),
     ]
     graph.output((graph.call_function(aten.zeros.default, (sizes,)),))
     shapes = SymbolicShapes((Size("B", 5), Size("T", 7)))
