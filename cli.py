@@ -59,6 +59,10 @@ Against = Annotated[
 ]
 
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C; some versions of typer return it, others raise."""
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         console.out.print(f"planish {__version__}")
@@ -255,10 +259,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = (["--debug"] if debug else []) + [one for one in given if one != "--debug"]
     try:
         with console.warnings_as_lines():
-            return app(given, standalone_mode=False) or 0
+            code: int = app(given, standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
-        console.print_error(KeyboardInterrupt("interrupted; nothing was replaced."))
-        return 130
+        code = INTERRUPTED
     except (PlanishError, OSError) as error:
         if debug:
             raise
@@ -272,3 +275,6 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         show()
         return 2
+    if code == INTERRUPTED:
+        console.print_error(KeyboardInterrupt("interrupted; nothing was replaced."))
+    return code
