@@ -54,13 +54,15 @@ class Source:
         task: `"causal-lm"`, `"seq2seq-lm"`, `"encoder"`, `"image"` or `"module"`.
         folder: the checkpoint's folder, if there is one: config and tokenizer are read there.
         config: the contents of `config.json`, if there is one.
-        stored_names: for each tensor whose name in the checkpoint's files differs, that name.
+        gguf: the name of the GGUF file in that folder, if the model was read from one.
+        stored_names: for each tensor of the model, its name in the checkpoint's files.
     """
 
     kind: str = "module"
     name: str = "module"
     task: str = "module"
     folder: Path | None = None
+    gguf: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     stored_names: Mapping[str, str] = field(default_factory=dict)
 
@@ -131,7 +133,7 @@ class Program:
     @property
     def output_nodes(self) -> tuple[fx.Node, ...]:
         """The nodes whose values are returned, in the order of `outputs`."""
-        return tuple(next(iter(reversed(self.graph.nodes))).args[0]) 
+        return tuple(next(iter(reversed(self.graph.nodes))).args[0])
 
     def nodes(self, *targets: Callable[..., Any]) -> Iterator[fx.Node]:
         """The nodes that call one of `targets`; without any, all nodes."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
-from planish.ir.capture.checkpoint import INDEX, read_stored, revert_names, stored_names
+from planish.ir.capture.checkpoint import INDEX, quiet, read_stored, revert_names, stored_names
 from planish.ir.errors import PlanishError
-from planish.ir.program import Program
+from planish.ir.program import Program, Source
 from planish.ir.quant import QuantizedTensor, QuantScheme, dequantize
 
 SHARD = 5_000_000_000
@@ -93,7 +94,7 @@ def write_checkpoint(
         raise NotExpressible(f"{original.source.name} did not come from one.")
     quantized = _quantized(program, original)
     _check_same_model(program, original, quantized)
-    tensors = _stored(program, original)
+    tensors = _stored(program, original, packed=bool(quantized))
     written = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard)
     for name, members in written.filename_to_tensors.items():
         shard = {member: tensors[member].contiguous() for member in members}
@@ -102,11 +103,10 @@ def write_checkpoint(
         index = {"metadata": written.metadata, "weight_map": written.tensor_to_filename}
         _write_json(folder / INDEX, index)
     _write_json(folder / "config.json", _config(program, quantized))
-    _copy_companions(original.source.folder, folder)
+    _copy_companions(original.source, folder)
     paths = tuple(folder / name for name in written.filename_to_tensors)
-    schemes = set(quantized.values())
-    notes = (ASYMMETRIC,) if len(schemes) > 1 and _any_asymmetric(schemes) else ()
-    return CheckpointFiles(paths, sum(path.stat().st_size for path in paths), notes)
+    nbytes = sum(path.stat().st_size for path in paths)
+    return CheckpointFiles(paths, nbytes, _notes(quantized))
 
 
 def _quantized(program: Program, original: Program) -> dict[str, QuantScheme]:
@@ -159,8 +159,12 @@ def _check_same_model(
         )
 
 
-def _stored(program: Program, original: Program) -> dict[str, Tensor]:
-    """What goes into the files, by the names there."""
+def _stored(program: Program, original: Program, *, packed: bool) -> dict[str, Tensor]:
+    """What goes into the files, by the names there.
+
+    Beside packed layers, experts keep the stacked form that transformers gives them: it takes
+    experts stored one by one for packed ones.
+    """
     names = original.source.stored_names
     in_graph = {*original.tensors, *original.aliases}
     tensors: dict[str, Tensor] = {}
@@ -175,7 +179,7 @@ def _stored(program: Program, original: Program) -> dict[str, Tensor]:
     if folder is not None:
         unused = {stored for name, stored in names.items() if name not in in_graph}
         tensors |= read_stored(folder, unused)
-        if not set(tensors) <= set(stored_names(folder)):
+        if not packed and not set(tensors) <= set(stored_names(folder)):
             tensors = revert_names(original.source.config, tensors)
     return dict(sorted(tensors.items()))
 
@@ -186,10 +190,28 @@ def _bases(name: str) -> tuple[str, ...]:
 
 
 def _config(program: Program, quantized: Mapping[str, QuantScheme]) -> dict[str, Any]:
-    config = dict(program.source.config)
+    """The source's config, with what it lacks where the model never was in a folder."""
+    config: dict[str, Any] = {"architectures": [program.source.name], "dtype": _dtype(program)}
+    config |= program.source.config
+    config.pop("quantization_config", None)  # of a GGUF file, which is multiplied out by now
     if quantized:
         config["quantization_config"] = _quantization_config(program, quantized)
     return config
+
+
+def _dtype(program: Program) -> str:
+    """The floating-point dtype that most of a program's bytes are in, as configs name it."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in program.tensors.values():
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] += tensor.nbytes
+    return str(max(sizes, key=sizes.__getitem__)).removeprefix("torch.")
+
+
+def _notes(quantized: Mapping[str, QuantScheme]) -> tuple[str, ...]:
+    schemes = set(quantized.values())
+    mixed = len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes)
+    return (ASYMMETRIC,) if mixed else ()
 
 
 def _quantization_config(program: Program, quantized: Mapping[str, QuantScheme]) -> dict[str, Any]:
@@ -200,10 +222,10 @@ def _quantization_config(program: Program, quantized: Mapping[str, QuantScheme])
     # With one scheme, the class is the target and the rest is ignored, which is how vLLM finds
     # the parts of fused layers; with several, each layer is named.
     alone = len(groups) == 1
-    # Where transformers keeps a layer packed it expects unpacked zero points, which the format
-    # does not have; multiplied out on loading, they are read as they are stored. That path knows
-    # one scheme for all layers.
-    loading = {"dequantize": True} if alone and _any_asymmetric(groups) else {}
+    # Where transformers keeps layers packed, it expects unpacked zero points, which the format does
+    # not have, and models that look at a layer's weight fail. Multiplied out on loading, all is
+    # well; but that path takes all layers for those of one scheme.
+    loading = {"dequantize": True} if alone else {}
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
@@ -221,10 +243,6 @@ def _quantization_config(program: Program, quantized: Mapping[str, QuantScheme])
         "kv_cache_scheme": None,
         **loading,
     }
-
-
-def _any_asymmetric(schemes: Iterable[QuantScheme]) -> bool:
-    return any(not scheme.symmetric for scheme in schemes)
 
 
 def _arguments(scheme: QuantScheme) -> dict[str, Any]:
@@ -254,13 +272,24 @@ def _dense_layers(program: Program, quantized: Mapping[str, QuantScheme]) -> lis
     return sorted(name.removesuffix(".weight") for name in matrices - flat - embeddings)
 
 
-def _copy_companions(source: Path | None, folder: Path) -> None:
-    if source is None:
+def _copy_companions(source: Source, folder: Path) -> None:
+    """Carry tokenizer and generation config along; a GGUF file has the tokenizer inside."""
+    if source.folder is None:
+        return
+    if source.gguf is not None:
+        _save_tokenizer(source.folder, source.gguf, folder)
         return
     for pattern in COPIED:
-        for path in sorted(source.glob(pattern)):
+        for path in sorted(source.folder.glob(pattern)):
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
+
+
+def _save_tokenizer(source: Path, gguf: str, folder: Path) -> None:
+    from transformers import AutoTokenizer  # noqa: PLC0415  (slow to import)
+
+    with quiet():
+        AutoTokenizer.from_pretrained(source, gguf_file=gguf).save_pretrained(folder)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -73,6 +73,7 @@ def _source(model: PreTrainedModel, task: str, location: Path | None) -> Source:
         name=type(model).__name__,
         task=task,
         folder=folder,
+        gguf=location.name if location is not None and location.suffix == ".gguf" else None,
         config=json.loads(model.config.to_json_string(use_diff=True)),
         stored_names={name: _stored_name(name, stored, prefix) for name in names},
     )

@@ -1,5 +1,6 @@
 """Hugging Face folders: what transformers loads in a fresh process gives the program's logits."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,57 +11,54 @@ import torch
 from compressed_tensors.compressors import PackedQuantizationCompressor
 from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
-from planish.ir.capture.huggingface import from_checkpoint
+from planish import assets
+from planish.ir.capture.huggingface import capture_model, from_checkpoint
 from planish.ir.program import Program
 from planish.ir.quant import QuantizedTensor, dequantize
 from planish.lowering.checkpoint import NotExpressible, write_checkpoint
 from planish.passes.fuse_conv_bn import FuseConvBn
 from planish.passes.quantize_weights import QuantizeWeights
-from support.models import tiny_folder
-
-LOADER = """
-import sys, json, warnings
-warnings.simplefilter("ignore")
-import torch, transformers
-from safetensors.torch import load_file, save_file
-transformers.logging.set_verbosity_error()
-folder = sys.argv[1]
-config = json.load(open(folder + "/config.json"))
-kind = getattr(transformers, config["architectures"][0])
-model, info = kind.from_pretrained(folder, output_loading_info=True)
-assert not info["missing_keys"] and not info["unexpected_keys"], info
-with torch.no_grad():
-    inputs = load_file(folder + "/inputs")
-    result = model.eval()(**inputs)
-save_file({"got": result[0].contiguous()}, folder + "/outputs")
-"""
+from support import reload
+from support.models import tiny, tiny_folder
 
 
-def _reload(folder: Path, program: Program) -> None:
-    """Compare what a fresh process computes from a folder with the program, without a past."""
+def _reload(folder: Path, program: Program, *, fresh: bool = False) -> None:
+    """Compare what transformers computes from a folder with the program, without a past.
+
+    A fresh process takes seconds, and one of each kind is enough.
+    """
     sample = {
         name: tensor
         for name, tensor in program.samples[0].items()
         if not name.startswith("past_key_values")
     }
     save_file({name: tensor.contiguous() for name, tensor in sample.items()}, folder / "inputs")
-    subprocess.run([sys.executable, "-c", LOADER, str(folder)], check=True)
-    got = load_file(folder / "outputs")["got"]
+    if fresh:
+        subprocess.run([sys.executable, reload.__file__, str(folder)], check=True)
+        got = load_file(folder / "outputs")["got"]
+    else:
+        got = reload.reloaded(folder)
     expected = program.run(**program.samples[0])[program.outputs[0]]
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    return from_checkpoint(tiny_folder("llama", tmp_path_factory.mktemp("llama"), layers=1))
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "bert"])
 def test_writes_back_what_was_read(family: str, tmp_path: Path) -> None:
-    source = tiny_folder(family, tmp_path / "source")
+    source = tiny_folder(family, tmp_path / "source", layers=1)
     program = from_checkpoint(source)
     (tmp_path / "out").mkdir()
     files = write_checkpoint(program, program, tmp_path / "out")
     before, after = load_file(source / "model.safetensors"), load_file(files.paths[0])
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    _reload(tmp_path / "out", program)
+    _reload(tmp_path / "out", program, fresh=family == "gpt2")
 
 
 @pytest.mark.parametrize(
@@ -73,27 +71,25 @@ def test_writes_back_what_was_read(family: str, tmp_path: Path) -> None:
         {"bits": 8, "group_size": None, "symmetric": False},
     ],
 )
-def test_quantized_layers_load_in_transformers(options: dict[str, object], tmp_path: Path) -> None:
-    original = from_checkpoint(tiny_folder("llama", tmp_path / "source"))
-    program = QuantizeWeights(**options)(original)  # type: ignore[arg-type]
-    (tmp_path / "out").mkdir()
-    write_checkpoint(program, original, tmp_path / "out")
-    _reload(tmp_path / "out", program)
-    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+def test_quantized_layers_load_in_transformers(
+    options: dict[str, object], llama: Program, tmp_path: Path
+) -> None:
+    program = QuantizeWeights(**options)(llama)  # type: ignore[arg-type]
+    write_checkpoint(program, llama, tmp_path)
+    _reload(tmp_path, program, fresh=options["bits"] == 4)
+    config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     (group,) = config["config_groups"].values()
     assert group["weights"]["num_bits"] == options["bits"]
     assert "lm_head" in config["ignore"]
     assert "sparsity_config" not in config
 
 
-def test_asymmetric_layers_are_as_the_format_has_them(tmp_path: Path) -> None:
+def test_asymmetric_layers_are_as_the_format_has_them(llama: Program, tmp_path: Path) -> None:
     """The format's own package reads zero points that transformers is told to multiply out."""
-    original = from_checkpoint(tiny_folder("llama", tmp_path / "source"))
-    program = QuantizeWeights(bits=4, group_size=32, symmetric=False)(original)
-    (tmp_path / "out").mkdir()
-    files = write_checkpoint(program, original, tmp_path / "out")
+    program = QuantizeWeights(bits=4, group_size=32, symmetric=False)(llama)
+    files = write_checkpoint(program, llama, tmp_path)
     assert not files.notes
-    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     scheme = QuantizationConfig.model_validate(config).config_groups["group_0"]
     stored = load_file(files.paths[0])
     for node in program.nodes(dequantize):
@@ -107,38 +103,63 @@ def test_asymmetric_layers_are_as_the_format_has_them(tmp_path: Path) -> None:
         torch.testing.assert_close(weight, tensor.dequantize())
 
 
-def test_two_schemes_name_their_layers(tmp_path: Path) -> None:
-    original = from_checkpoint(tiny_folder("llama", tmp_path / "source"))
-    first = QuantizeWeights(bits=4, group_size=32, targets=("*.mlp.*",))(original)
-    program = QuantizeWeights(bits=8, group_size=64)(first)
+@pytest.mark.parametrize("family", ["t5", "mixtral", "bert"])
+def test_families_that_look_into_layers_or_stack_experts_load(family: str, tmp_path: Path) -> None:
+    original = from_checkpoint(tiny_folder(family, tmp_path / "source", layers=1))
+    program = QuantizeWeights(bits=4, group_size=32)(original)
     (tmp_path / "out").mkdir()
     write_checkpoint(program, original, tmp_path / "out")
     _reload(tmp_path / "out", program)
+    config = (tmp_path / "out" / "config.json").read_text()
+    assert str(tmp_path) not in config
 
 
-def test_a_note_says_what_transformers_does_not_load(tmp_path: Path) -> None:
-    original = from_checkpoint(tiny_folder("llama", tmp_path / "source", layers=1))
-    first = QuantizeWeights(bits=4, group_size=32, symmetric=False, targets=("*.mlp.*",))(original)
+def test_a_model_that_never_was_in_a_folder_gets_a_whole_config(tmp_path: Path) -> None:
+    original = capture_model(tiny("llama", layers=1)[0])
+    write_checkpoint(original, original, tmp_path)
+    _reload(tmp_path, original)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["architectures"], config["dtype"]) == (["LlamaForCausalLM"], "float32")
+
+
+@pytest.mark.slow
+def test_the_tokenizer_comes_out_of_a_gguf_file(tmp_path: Path) -> None:
+    program = capture_model(tiny("llama", layers=1)[0])
+    (file,) = assets.fetch("smollm2").glob("*.gguf")
+    source = dataclasses.replace(program.source, folder=file.parent, gguf=file.name)
+    program = dataclasses.replace(program, source=source)
+    write_checkpoint(program, program, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.decode(tokenizer("Hello, world")["input_ids"]) == "Hello, world"
+
+
+def test_two_schemes_name_their_layers(llama: Program, tmp_path: Path) -> None:
+    first = QuantizeWeights(bits=4, group_size=32, targets=("*.mlp.*",))(llama)
     program = QuantizeWeights(bits=8, group_size=64)(first)
-    files = write_checkpoint(program, original, tmp_path)
+    write_checkpoint(program, llama, tmp_path)
+    _reload(tmp_path, program)
+
+
+def test_a_note_says_what_transformers_does_not_load(llama: Program, tmp_path: Path) -> None:
+    first = QuantizeWeights(bits=4, group_size=32, symmetric=False, targets=("*.mlp.*",))(llama)
+    program = QuantizeWeights(bits=8, group_size=64)(first)
+    files = write_checkpoint(program, llama, tmp_path)
     assert "transformers cannot load them beside a second scheme" in files.notes[0]
 
 
-def test_large_models_are_sharded(tmp_path: Path) -> None:
-    program = from_checkpoint(tiny_folder("llama", tmp_path / "source"))
-    (tmp_path / "out").mkdir()
-    files = write_checkpoint(program, program, tmp_path / "out", max_shard=100_000)
+def test_large_models_are_sharded(llama: Program, tmp_path: Path) -> None:
+    files = write_checkpoint(llama, llama, tmp_path, max_shard=100_000)
     assert len(files.paths) > 1
-    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {path.name for path in files.paths}
-    _reload(tmp_path / "out", program)
+    _reload(tmp_path, llama)
 
 
 def test_refuses_what_a_checkpoint_cannot_hold(tmp_path: Path) -> None:
-    resnet = from_checkpoint(tiny_folder("resnet", tmp_path / "resnet"))
+    resnet = from_checkpoint(tiny_folder("resnet", tmp_path / "resnet", layers=1))
     with pytest.raises(NotExpressible, match=r"passes added, removed or reshaped \d+ tensors"):
         write_checkpoint(FuseConvBn()(resnet), resnet, tmp_path)
-    gpt2 = from_checkpoint(tiny_folder("gpt2", tmp_path / "gpt2"))
+    gpt2 = from_checkpoint(tiny_folder("gpt2", tmp_path / "gpt2", layers=1))
     with pytest.raises(NotExpressible, match=r"not \(only\) the weight of a module"):
         write_checkpoint(QuantizeWeights(bits=8, group_size=32)(gpt2), gpt2, tmp_path)
     qwen2 = from_checkpoint(tiny_folder("qwen2", tmp_path / "qwen2", layers=1))
