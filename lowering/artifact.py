@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from planish.ir.errors import PlanishError
 
@@ -153,12 +157,12 @@ def writing(folder: Path) -> Iterator[Path]:
     try:
         yield staging
         _swap(staging, folder)
-    except OSError as error:
-        if error.errno == 28:  # ENOSPC
-            raise NoSpace(
-                f"{folder}: the disk filled up while writing; what was there before is untouched."
-            ) from error
-        raise
+    except (OSError, SafetensorError) as error:
+        if not _is_full(error):
+            raise
+        raise NoSpace(
+            f"{folder}: the disk filled up while writing; what was there before is untouched."
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -167,10 +171,26 @@ def _aside(folder: Path, what: str) -> str:
     return f"{_ASIDE}{folder.name}-{what}-"
 
 
+def _is_full(error: Exception) -> bool:
+    """Whether a disk or a quota is used up; safetensors says so only in words."""
+    number = getattr(error, "errno", None)
+    return number in {errno.ENOSPC, errno.EDQUOT} or f"os error {errno.ENOSPC}" in str(error)
+
+
 def _clear_leftovers(folder: Path) -> None:
-    """Remove what killed runs left beside the folder."""
-    for path in folder.parent.glob(f"{_aside(folder, 'new')}*"):
+    """Remove what killed runs left beside the folder, and put back what one had moved away."""
+    for path in _left(folder, "old"):
+        if not folder.exists() and (path / "old").exists():
+            (path / "old").rename(folder)
         shutil.rmtree(path, ignore_errors=True)
+    for path in _left(folder, "new"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _left(folder: Path, what: str) -> list[Path]:
+    # The length of mkdtemp's part tells `out` and a folder named `out-new` apart.
+    name = re.compile(re.escape(_aside(folder, what)) + "[a-z0-9_]{8}")
+    return [path for path in folder.parent.iterdir() if name.fullmatch(path.name)]
 
 
 def _swap(staging: Path, folder: Path) -> None:

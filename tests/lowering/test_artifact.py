@@ -1,10 +1,12 @@
 """Artifacts are there whole or not at all, and know their files."""
 
+import errno
 import json
 import os
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from planish.lowering import artifact
 from planish.lowering.artifact import MANIFEST, BadArtifact, NoSpace, NotOurs
@@ -40,12 +42,26 @@ def test_an_interrupted_run_leaves_the_old_artifact(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_full_disk_is_said_and_leaves_the_old_artifact(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
+    ],
+    ids=repr,
+)
+def test_a_full_disk_is_said_and_leaves_the_old_artifact(tmp_path: Path, error: Exception) -> None:
     folder = tmp_path / "out"
     _write(folder, "one")
     with pytest.raises(NoSpace, match="filled up"), artifact.writing(folder):
-        raise OSError(28, os.strerror(28))
+        raise error
     artifact.verify(folder)
+
+
+def test_other_errors_pass_through(tmp_path: Path) -> None:
+    with pytest.raises(SafetensorError), artifact.writing(tmp_path / "out"):
+        raise SafetensorError("a tensor shares memory")
 
 
 def test_refuses_what_is_not_ours(tmp_path: Path) -> None:
@@ -66,8 +82,21 @@ def test_an_empty_folder_may_be_used(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_killed_runs_go(tmp_path: Path) -> None:
-    (tmp_path / ".planish-out-new-abc").mkdir()
+    (tmp_path / ".planish-out-new-abcd_123").mkdir()
+    (tmp_path / ".planish-out-new-new-abcd_123").mkdir()  # of a folder named out-new
     _write(tmp_path / "out", "one")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".planish-out-new-new-abcd_123", "out"]
+
+
+def test_what_a_run_killed_between_two_renames_moved_away_comes_back(tmp_path: Path) -> None:
+    _write(tmp_path / "out", "one")
+    away = tmp_path / ".planish-out-old-abcd_123"
+    away.mkdir()
+    (tmp_path / "out").rename(away / "old")
+    with pytest.raises(ValueError, match="stop"), artifact.writing(tmp_path / "out"):
+        raise ValueError("stop")
+    artifact.verify(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
