@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 def _embedding(b: Builder, table: ir.Value, ids: ir.Value) -> ir.Value:
-    packed = quantized.blocks(b, b.node.args[0], "GatherBlockQuantized")
+    packed = quantized.blocks(b, b.node.args[0], quantized.GATHER_KERNEL)
     if packed is not None and packed.columns % packed.size == 0:
         return quantized.embedding(b, packed, ids)
     return b.op("Gather", table, ids, axis=0)

@@ -39,10 +39,10 @@ def build(program: Program, target: Target) -> tuple[ir.Model, list[str]]:
     b = Builder(program, target)
     for spec, node in zip(program.inputs, program.graph.nodes, strict=False):
         b.bind(node, b.inputs[spec.name])
+    for node in program.graph.find_nodes(op="get_attr"):
+        b.bind(node, b.tensor(str(node.target)))
     for node in program.graph.nodes:
-        if node.op == "get_attr":
-            b.bind(node, b.tensor(str(node.target)))
-        elif node.op == "call_function":
+        if node.op == "call_function":
             _lower(b, node)
     return _model(b), _notes(program, target)
 

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from planish.lowering.onnx import quantized
+from planish.lowering.onnx import merged, quantized
 from planish.lowering.onnx.builder import Builder, Emitter, Number
 
 aten = torch.ops.aten
@@ -23,9 +23,9 @@ def linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> 
 
 
 def _linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
-    packed = quantized.blocks(b, b.node.args[1], "MatMulNBits")
+    packed = quantized.blocks(b, b.node.args[1], quantized.KERNEL)
     if packed is not None:
-        return quantized.linear(b, x, packed, bias)
+        return merged.linear(b, x, packed, bias)
     turned = quantized.turned(b, b.node.args[1])
     if turned is not None:
         product = b.op("MatMul", x, turned)

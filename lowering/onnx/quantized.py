@@ -19,6 +19,13 @@ from torch.nn import functional
 
 from planish.ir.quant import QuantizedTensor, dequantize, unpack
 from planish.lowering.onnx.builder import Builder, Emitter
+from planish.lowering.onnx.target import CONTRIB
+
+KERNEL = "MatMulNBits"
+"""The kernel for products with such weights."""
+
+GATHER_KERNEL = "GatherBlockQuantized"
+"""The kernel that reads rows of such weights."""
 
 BLOCKS = (256, 128, 64, 32, 16)
 """The block sizes that the kernels know."""
@@ -51,6 +58,11 @@ class Blocks:
     codes: ir.Value
     scales: ir.Value
     zeros: ir.Value | None
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What two weights must have in common to stand one below the other."""
+        return self.columns, self.bits, self.size, self.zeros is None, self.scales.dtype
 
 
 def blocks(b: Builder, argument: Any, kernel: str) -> Blocks | None:
@@ -158,7 +170,7 @@ def _fill_bytes(codes: Tensor, bits: int) -> Tensor:
 def linear(b: Builder, x: ir.Value, weight: Blocks, bias: ir.Value | None) -> ir.Value:
     """X · weightᵀ + bias by `MatMulNBits`."""
     return b.op(
-        "com.microsoft.MatMulNBits",
+        f"{CONTRIB}.{KERNEL}",
         x,
         weight.codes,
         weight.scales,
@@ -176,7 +188,7 @@ def linear(b: Builder, x: ir.Value, weight: Blocks, bias: ir.Value | None) -> ir
 def embedding(b: Builder, weight: Blocks, ids: ir.Value) -> ir.Value:
     """Rows of a weight by `GatherBlockQuantized`, from the tensors that `linear` reads."""
     return b.op(
-        "com.microsoft.GatherBlockQuantized",
+        f"{CONTRIB}.{GATHER_KERNEL}",
         b.op("Reshape", weight.codes, [weight.rows, weight.columns * weight.bits // 8]),
         ids,
         weight.scales,

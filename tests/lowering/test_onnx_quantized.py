@@ -15,6 +15,8 @@ from planish.ir.shapes import propagate
 from planish.ir.sizes import Size, SymbolicShapes
 from planish.lowering.onnx.lower import MODEL_FILE, lower
 from planish.lowering.onnx.target import CPU, STANDARD, Target
+from planish.passes.quantize_weights import QuantizeWeights
+from support.captured import captured
 
 aten = torch.ops.aten
 
@@ -119,6 +121,27 @@ def test_rows_that_no_block_divides(tmp_path: Path) -> None:
 def test_groups_that_no_kernel_knows(tmp_path: Path) -> None:
     assert error_of(program_of(weight_of(UNFIT)), tmp_path, EXACT) < 1e-5
     assert "MatMulNBits" not in operators(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "products"),
+    [("llama", 8), ("qwen2", 8), ("gpt2", 8), ("phi", 6), ("qwen2_moe", 8), ("bert", 9)],
+)
+def test_a_quantized_model(family: str, products: int, tmp_path: Path) -> None:
+    """Products of one input are merged: query, key and value; gate and up."""
+    program = QuantizeWeights(bits=4, group_size=32)(captured(family)[1])
+    feeds = program.samples[0]
+    logits = []
+    for merge in (True, False):
+        lower(program, tmp_path, dataclasses.replace(EXACT, merge=merge))
+        session = onnxruntime.InferenceSession(tmp_path / MODEL_FILE)
+        given = {name: tensor.numpy() for name, tensor in feeds.items()}
+        logits.append(torch.from_numpy(session.run(["logits"], given)[0]))
+        if merge:
+            kinds = [node.op_type for node in ir.load(tmp_path / MODEL_FILE).graph]
+            assert kinds.count("MatMulNBits") == products
+    assert torch.equal(*logits)
+    torch.testing.assert_close(logits[0], program.run(**feeds)["logits"], rtol=1e-4, atol=1e-4)
 
 
 def test_float16(tmp_path: Path) -> None:
