@@ -33,9 +33,10 @@ def from_config(checkpoint: str | Path) -> Program:
     """
     location = Path(checkpoint)
     config = read_config(checkpoint)
-    config.dtype = config.dtype or stored_dtype(location) or torch.get_default_dtype()
+    dtype = config.dtype or stored_dtype(location) or torch.get_default_dtype()
+    config.dtype = dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     with FakeTensorMode(allow_non_fake_inputs=True):
-        with quiet(), _default_dtype(config.dtype):
+        with quiet(), _default_dtype(dtype):
             model = model_class(config)(config).eval()
         program = capture_model(model, location)
     tensors = {name: _without_data(tensor) for name, tensor in program.tensors.items()}
