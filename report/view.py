@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -107,7 +108,9 @@ def sizes(manifest: Json) -> list[Json]:
         _size_row("tensors", before, after, size),
     ]
     for what, matches in _FILE_SETS.items():
-        nbytes = sum(entry["bytes"] for path, entry in manifest["files"].items() if matches in path)
+        nbytes = sum(
+            entry["bytes"] for path, entry in manifest["files"].items() if re.match(matches, path)
+        )
         if nbytes:
             rows.append(_size_row(what, before, nbytes, size))
     return rows
@@ -120,9 +123,9 @@ def _parameters(manifest: Json) -> tuple[int, int]:
 
 
 _FILE_SETS = {
-    "checkpoint for transformers and vLLM, model*.safetensors": ".safetensors",
-    "model for ONNX Runtime, onnx/": "onnx/",
-    "program for Planish, torch/": "torch/",
+    "checkpoint (transformers, vLLM)": r"[^/]+\.safetensors$",
+    "ONNX model": "onnx/",
+    "torch program": "torch/",
 }
 
 
