@@ -1,6 +1,6 @@
 """Take a model of your own, from `nn.Module` to ONNX, with its BatchNorms folded away.
 
-    python examples/own_convnet.py
+python examples/own_convnet.py
 """
 
 import tempfile
@@ -8,9 +8,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import planish
 import torch
 from torch import Tensor, nn
+
+import planish
 
 
 class SmallNet(nn.Module):

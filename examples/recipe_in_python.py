@@ -9,8 +9,9 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import planish
 import torch
+
+import planish
 from planish import assets
 from planish.passes.quantize_weights import QuantizeWeights
 

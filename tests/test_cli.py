@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from planish import api, cli
+from planish.ir.errors import PlanishError
 from planish.lowering import artifact
 from support.models import tiny_folder
 
@@ -209,7 +210,7 @@ def test_no_space_left(
     model: Path, recipe: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(artifact.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     _refused(run("convert", model, "-r", recipe, "-o", tmp_path / "out"), "MB are free", tmp_path)
 
 
@@ -231,5 +232,5 @@ def test_ctrl_c_leaves_the_old_artifact(
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    with pytest.raises(api.PlanishError, match="no such folder"):
+    with pytest.raises(PlanishError, match="no such folder"):
         cli.main(["--debug", "convert", f"{tmp_path}/none", "-r", "fold", "-o", f"{tmp_path}/out"])

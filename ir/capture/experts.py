@@ -53,5 +53,5 @@ def _every_expert(
 def _project(experts: Any, name: str, x: Tensor) -> Tensor:
     """`x` [N, in] or [E, N, in] through the experts' weights [E, out, in]: [E, N, out]."""
     weight = getattr(experts, name)
-    result = x @ (weight if experts.is_transposed else weight.transpose(1, 2))
+    result: Tensor = x @ (weight if experts.is_transposed else weight.transpose(1, 2))
     return result + getattr(experts, f"{name}_bias").unsqueeze(1) if experts.has_bias else result

@@ -99,7 +99,7 @@ def quantized(program: Program, name: str, scheme: QuantScheme) -> Program:
     weight = program.tensors[name]
     grouped = scheme.grouped(weight)
     scale = grouped.abs().amax(-1) / scheme.high
-    codes = scheme.encode(weight, scale)
+    codes = scheme.nearest(grouped, scale).flatten(-2).to(torch.int8)
     stored = QuantizedTensor.from_codes(scheme, weight.dtype, codes, scale)
     with program.edit() as edit:
         for node in edit.nodes():

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -146,6 +146,11 @@ def test_attention_reads_the_cache_as_it_goes_out(family: str) -> None:
         assert node.args[1:3] == kept
 
 
+def test_every_layer_adds_as_many_nodes() -> None:
+    one, two, three = (len(captured("llama", layers)[1].graph.nodes) for layers in (1, 2, 3))
+    assert two - one == three - two < 50
+
+
 def left_padded(batch: int, length: int, seed: int = 3) -> dict[str, Tensor]:
     """Draw tokens, where row n begins with n of padding, with the positions of the tokens."""
     generator = torch.Generator().manual_seed(seed)
@@ -229,8 +234,7 @@ def test_other_models_equal_eager(family: str, batch: int, length: int, target: 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_bfloat16_is_recovered_alike(family: str) -> None:
     model, _ = tiny(family)
-    model = cast("PreTrainedModel", model.bfloat16())
-    program = capture_model(model)
+    program = capture_model(model.bfloat16())
     assert counts(program) == EXPECTED[family](model.config)
     inputs = left_padded(2, 8)
     result = step(program, inputs, {}, 0, 8)["logits"]
