@@ -9,8 +9,8 @@ import onnx_ir as ir
 import torch
 
 from planish.ir import ops
+from planish.lowering.onnx.activations import gelu, relu, silu
 from planish.lowering.onnx.builder import Builder, Emitter
-from planish.lowering.onnx.elementwise import gelu, relu, silu
 from planish.lowering.onnx.selective_scan import linear_attention, standard_scan
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from planish.lowering.onnx.activations import ACTIVATIONS
 from planish.lowering.onnx.attention import ATTENTION
 from planish.lowering.onnx.builder import Emitter
 from planish.lowering.onnx.composites import COMPOSITES
@@ -20,6 +21,7 @@ from planish.lowering.onnx.windows import WINDOWS
 
 EMITTERS: Mapping[Callable[..., Any], Emitter] = MappingProxyType(
     ELEMENTWISE
+    | ACTIVATIONS
     | CREATION
     | MOVEMENT
     | INDEXING
