@@ -83,9 +83,12 @@ class Result:
             planish.lowering.artifact.NoSpace: if the disk has too little room.
             planish.lowering.onnx.UnsupportedOperator: if an operator has no ONNX form.
         """
-        return release.write(
-            self, Path(output), target=target, opset_only=opset_only, progress=progress
+        this: Any = self  # type checkers may see this file under two names
+        made: Any = release.write(
+            this, Path(output), target=target, opset_only=opset_only, progress=progress
         )
+        result: Result = made
+        return result
 
     def to_json(self) -> dict[str, Any]:
         """What was done and what came of it, as JSON values."""

@@ -183,7 +183,8 @@ class Program:
         """
         from planish.ir.edit import Edit  # noqa: PLC0415  (Edit needs Program)
 
-        edit = Edit(self)
+        this: Any = self  # type checkers may see this file under two names
+        edit = Edit(this)
         yield edit
         edit.finish()
 
@@ -191,7 +192,8 @@ class Program:
         """The program as text, one line a node, the same for the same program."""
         from planish.ir.text import program_text  # noqa: PLC0415
 
-        return program_text(self)
+        this: Any = self
+        return program_text(this)
 
     __str__ = text
 
@@ -199,7 +201,8 @@ class Program:
         """Write `program.json` and `tensors.safetensors` into `folder`, which is made."""
         from planish.ir.serialize import save  # noqa: PLC0415
 
-        save(self, Path(folder))
+        this: Any = self
+        save(this, Path(folder))
 
     @staticmethod
     def load(folder: Path | str) -> Program:
@@ -211,7 +214,9 @@ class Program:
         """
         from planish.ir.serialize import load  # noqa: PLC0415
 
-        return load(Path(folder))
+        loaded: Any = load(Path(folder))
+        program: Program = loaded
+        return program
 
 
 class _Evaluation(fx.Interpreter):

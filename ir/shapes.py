@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from planish.ir.operators import is_operator, schema
 from planish.ir.program import IllFormed, Program
 from planish.ir.sizes import SymbolicShapes
 
@@ -54,9 +55,9 @@ FORBIDDEN = frozenset({"from_file", "_print", "_cuda_getDeviceFlags"})
 
 def is_allowed(target: Any) -> bool:
     """Whether a graph may call `target`: functional operators, and arithmetic on sizes."""
-    if isinstance(target, torch._ops.OpOverload):
-        namespace, _, name = target._schema.name.partition("::")
-        return namespace in NAMESPACES and name not in FORBIDDEN and not target._schema.is_mutable
+    if is_operator(target):
+        namespace, _, name = schema(target).name.partition("::")
+        return namespace in NAMESPACES and name not in FORBIDDEN and not schema(target).is_mutable
     return any(target is function for function in SYMBOLIC_FUNCTIONS.values())
 
 

@@ -89,7 +89,7 @@ class SymbolicShapes:
         self.environment = ShapeEnv(duck_shape=False)
         self.mode = FakeTensorMode(shape_env=self.environment, allow_non_fake_inputs=True)
         self._values: dict[str, Any] = {}
-        self._names: dict[sympy.Basic, sympy.Symbol] = {}
+        self._names: dict[Any, sympy.Symbol] = {}
         for size in self.sizes:
             source = ConstantSource(size.name)
             symbol = self.environment.create_symbol(

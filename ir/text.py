@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from planish.ir.operators import is_operator
 from planish.ir.program import Program
 from planish.ir.shapes import SYMBOLIC_FUNCTIONS
 from planish.ir.sizes import SymbolicShapes
@@ -64,7 +65,7 @@ def value_text(value: Any, shapes: SymbolicShapes) -> str:
 
 def target_text(target: Any) -> str:
     """An operator's name: `aten.linear`, with its overload where that is not the default."""
-    if isinstance(target, torch._ops.OpOverload):
+    if is_operator(target):
         return str(target).removesuffix(".default")
     return next(name for name, function in SYMBOLIC_FUNCTIONS.items() if function is target)
 

@@ -34,7 +34,8 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
     def run(*arguments: object) -> Ran:
         capfd.readouterr()
         code = cli.main([str(argument) for argument in arguments])
-        return Ran(code, *capfd.readouterr())
+        said = capfd.readouterr()
+        return Ran(code, str(said.out), str(said.err))
 
     return run
 

