@@ -25,5 +25,6 @@ def schema(target: Any) -> Any:
 
 def decomposes_implicitly(target: Any) -> bool:
     """Whether an operator is defined by others for every device and for autograd."""
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    torch_c: Any = torch._C  # pyright: ignore[reportPrivateUsage]
+    has_kernel = torch_c._dispatch_has_kernel_for_dispatch_key
     return bool(has_kernel(target.name(), "CompositeImplicitAutograd"))
