@@ -31,13 +31,18 @@ def from_config(checkpoint: str | Path) -> Program:
             unknown architecture.
         planish.ir.capture.export.CaptureFailed: if the model cannot be exported.
     """
+    from transformers.initialization import no_init_weights  # noqa: PLC0415  (slow to import)
+
     location = Path(checkpoint)
     config = read_config(checkpoint)
     dtype = config.dtype or stored_dtype(location) or torch.get_default_dtype()
     config.dtype = dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    # Some constructors read values of constants that they make on the CPU. Those are real here;
+    # under the fake mode, which the capture needs, they would have none.
+    with quiet(), no_init_weights(), _default_dtype(dtype), torch.device("meta"):
+        model = model_class(config)(config).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        with quiet(), _default_dtype(dtype):
-            model = model_class(config)(config).eval()
+        model.to_empty(device="cpu").tie_weights()
         program = capture_model(model, location)
     tensors = {name: _without_data(tensor) for name, tensor in program.tensors.items()}
     return dataclasses.replace(program, tensors=tensors, samples=())
