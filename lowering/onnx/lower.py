@@ -19,6 +19,13 @@ EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of tensors from which on they get a file of their own; a model file holds at most 2 GiB."""
 
 
+ROUNDED_ACTIVATIONS = (
+    "ONNX Runtime's kernels for packed weights round activations to 8 bits, a block at a time "
+    "(MatMulNBits, accuracy level 4), about 0.6% error in each layer: the ONNX model's tokens can "
+    "differ from those of the checkpoint, which computes in floating point."
+)
+
+
 @dataclass(frozen=True)
 class OnnxFiles:
     """What lowering wrote.
@@ -51,6 +58,8 @@ def lower(
         planish.lowering.onnx.model.UnsupportedOperator: naming the node and its operator.
     """
     model, notes = build(program, target)
+    if target.accuracy_level == 4 and any(node.op_type == "MatMulNBits" for node in model.graph):
+        notes = [*notes, ROUNDED_ACTIVATIONS]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MODEL_FILE
     stored = sum(_nbytes(value) for value in model.graph.initializers.values())
