@@ -166,7 +166,8 @@ def _tensors(
         if spec.kind == InputKind.USER_INPUT:
             continue
         target = str(spec.target)
-        tensor = stored[target].detach()
+        # Constants stay as they are: detached in a fake mode, they would lose their values.
+        tensor = stored[target].detach() if stored[target].requires_grad else stored[target]
         name = target.removeprefix("module.").removeprefix(prefix)
         # The storage, not the address: tensors without data all have the address 0.
         storage = StorageWeakRef(tensor.untyped_storage())

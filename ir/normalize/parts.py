@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 from planish.ir.edit import Edit
 from planish.ir.normalize.match import (
@@ -86,7 +87,9 @@ def _constant_positions(edit: Edit, here: fx.Node, found: Found) -> fx.Node | No
     dim = len(whole)
     extent = shape(found["x"])[dim]
     stored = edit.tensors[index.target]
-    if stored.is_meta or stored.dtype == torch.bool or not isinstance(extent, int):
+    if stored.dtype == torch.bool or not isinstance(extent, int):
+        return None
+    if stored.is_meta or isinstance(stored, FakeTensor):  # a program of a config, without data
         return None
     places = [place % extent for place in stored.tolist()]
     if not places or places != list(range(places[0], places[0] + len(places))):

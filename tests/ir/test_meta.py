@@ -7,17 +7,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from planish.ir.capture.checkpoint import BadCheckpoint
-from planish.ir.capture.huggingface import from_checkpoint
 from planish.ir.capture.meta import from_config
-from support.models import tiny_folder
+from support.captured import captured
+from support.models import FAMILIES, tiny_folder
 
 
-@pytest.mark.parametrize("family", ["qwen2", "resnet"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_program_is_the_one_with_weights(family: str, tmp_path: Path) -> None:
-    folder = tiny_folder(family, tmp_path, layers=1)
-    real = from_checkpoint(folder)
-    (folder / "model.safetensors").unlink()
-    planned = from_config(folder)
+    model, real = captured(family, layers=1)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    planned = from_config(tmp_path)
     assert str(planned) == str(real)
     assert planned.aliases == real.aliases  # without data, all tensors lie at address 0
     assert (planned.inputs, planned.outputs) == (real.inputs, real.outputs)
