@@ -100,6 +100,11 @@ class SymbolicShapes:
             )
             self._names[symbol] = sympy.Symbol(size.name, integer=True, positive=True)
 
+    @property
+    def names(self) -> dict[str, str]:
+        """For each of torch's symbols, the name of the size."""
+        return {str(symbol): str(name) for symbol, name in self._names.items()}
+
     def extent(self, expression: Extent) -> Any:
         """The `int` or `SymInt` that an extent stands for."""
         return evaluate(expression, self._values)

@@ -1,0 +1,1 @@
+"""What each element of each value reads: the one description that every analysis interprets."""

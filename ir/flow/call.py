@@ -1,0 +1,105 @@
+"""What a rule sees of an operator's call, whichever format the graph came in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from planish.ir.flow.known import Known, of
+from planish.ir.flow.polynomial import Count, Polynomial
+from planish.ir.flow.vocabulary import Expression, Opaque, Shape, Value
+
+
+class Call(ABC):
+    """An operator's call: arguments by name, shapes of the results, known integers.
+
+    A rule has to ask for every argument that matters; what it did not ask for and is not known to
+    be harmless makes the call unknown. So a new argument of a later version cannot slip past a
+    rule that was written before it.
+
+    Attributes:
+        operator: with its overload or version.
+        outputs: the values that the call defines, shapes and dtypes included where known.
+    """
+
+    operator: str
+    outputs: tuple[Value, ...]
+    known_values: Mapping[Value, Known]
+
+    @abstractmethod
+    def __getitem__(self, name: str) -> Any:
+        """An argument: expressions for tensors, `Count`s for sizes, else the plain value."""
+
+    @abstractmethod
+    def tensors(self) -> tuple[Expression, ...]:
+        """All tensor operands; asks for every argument."""
+
+    @abstractmethod
+    def unread(self) -> tuple[str, ...]:
+        """The arguments given and never asked for, harmless ones left out."""
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the first result."""
+        return self.outputs[0].shape
+
+    def known(self, expression: Expression | None) -> Known | None:
+        """What is known of an operand."""
+        return None if expression is None else of(expression, self.known_values)
+
+    def dims(self, given: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
+        """Dimensions counted from the front, all for none given."""
+        if given is None:
+            return tuple(range(rank))
+        several = [given] if isinstance(given, int) else given
+        return tuple(sorted(dim % rank if rank else 0 for dim in several))
+
+    def dim(self, given: int, rank: int) -> int:
+        """One dimension counted from the front."""
+        return given % rank if rank else 0
+
+
+Result = Expression | tuple[Expression, ...]
+
+Rule = Callable[[Call], Result]
+"""Says what each output of a call reads. Raises `NotCovered` for arguments it does not cover."""
+
+Learn = Callable[[Call], Known | None]
+"""Says what is known of the first output of a call."""
+
+
+class NotCovered(Exception):
+    """A rule does not cover these arguments; the call is treated as unknown."""
+
+
+def unknown(call: Call, why: str) -> tuple[Expression, ...]:
+    """What a call reads of which nothing is claimed: all of every operand."""
+    return tuple(Opaque(output.shape, call.tensors(), why) for output in call.outputs)
+
+
+def apply(rule: Rule | None, call: Call) -> tuple[tuple[Expression, ...], str | None]:
+    """The expressions of a call's outputs, and why nothing is claimed of it if so."""
+    if rule is None:
+        why = f"there is no rule for {call.operator}"
+        return unknown(call, why), why
+    try:
+        result = rule(call)
+    except NotCovered as problem:
+        why = f"the rule for {call.operator} does not cover this call: {problem}"
+        return unknown(call, why), why
+    if unread := call.unread():
+        why = f"the rule for {call.operator} does not know its argument {', '.join(unread)}"
+        return unknown(call, why), why
+    return (result if isinstance(result, tuple) else (result,)), None
+
+
+def count(given: Any) -> Count:
+    """`given` as a size.
+
+    Raises:
+        NotCovered: if it is not one.
+    """
+    if isinstance(given, bool) or not isinstance(given, int | Polynomial):
+        raise NotCovered(f"{given!r} is not a size known beforehand")
+    return given

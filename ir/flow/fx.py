@@ -1,0 +1,335 @@
+"""Reading torch.fx graphs as `Flow`s: programs, exported programs, nested graphs."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+
+from planish.ir.flow.call import Call, apply
+from planish.ir.flow.graph import Flow, Node
+from planish.ir.flow.known import Known, Numbers, numbers, of
+from planish.ir.flow.polynomial import Count, Polynomial, product, quotient
+from planish.ir.flow.vocabulary import Expression, Fill, Shape, Value, everything
+from planish.ir.operators import is_operator, schema
+from planish.ir.program import Program
+from planish.ir.rules.aten import LEARN, RULES
+
+HARMLESS = frozenset(
+    [
+        "dtype",
+        "layout",
+        "device",
+        "pin_memory",
+        "memory_format",
+        "non_blocking",
+        "copy",
+        "generator",
+        "alpha",
+        "implicit",
+        "out_dtype",
+        "names",
+        "requires_grad",
+    ]
+)
+"""Arguments that never change which elements are read."""
+
+_FOLLOWED = (torch.int64, torch.int32, torch.bool)
+"""The dtypes whose values may be known: narrower ones wrap, floating-point ones round."""
+
+
+class Sizes:
+    """Turns torch's symbolic sizes into `Count`s.
+
+    Args:
+        names: for each of torch's symbols, the name to print.
+    """
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = dict(names)
+        self._seen: dict[Any, Count] = {}
+
+    def shape(self, tensor: Tensor) -> Shape:
+        """The shape of a tensor without data."""
+        return tuple(self.count(size) for size in tensor.shape)
+
+    def count(self, size: Any) -> Count:
+        """A size: a number or an expression."""
+        if isinstance(size, int):
+            return size
+        expression = size.node.expr if isinstance(size, torch.SymInt) else size
+        found = self._seen.get(expression)
+        if found is None:
+            found = self._seen[expression] = self._convert(sympy.sympify(expression))
+        return found
+
+    def _convert(self, expression: Any) -> Count:
+        if expression.is_Integer:
+            return int(expression)
+        if expression.is_Symbol:
+            return Polynomial.symbol(self._names.get(expression.name, expression.name))
+        parts = [self.count(part) for part in expression.args]
+        result = self._arithmetic(expression, parts)
+        if result is None:
+            # Rounded divisions and the like: a symbol of its own, the same for the same text.
+            inner = ", ".join(map(str, parts))
+            result = Polynomial.symbol(f"{type(expression).__name__}({inner})")
+        return result
+
+    def _arithmetic(self, expression: Any, parts: list[Count]) -> Count | None:
+        """Sums, products, powers and divisions without remainder."""
+        result: Count | None = None
+        if expression.is_Add:
+            result = 0
+            for part in parts:
+                result = result + part
+        elif expression.is_Mul and all(
+            part.is_Integer or not part.is_Rational for part in expression.args
+        ):
+            result = product(parts)
+        elif expression.is_Pow and isinstance(parts[1], int) and parts[1] > 0:
+            result = product([parts[0]] * parts[1])
+        elif type(expression).__name__ == "FloorDiv":
+            result = quotient(parts[0], parts[1])
+        return result
+
+
+class _FxCall(Call):
+    """A node's call, its arguments bound to the names of the operator's schema."""
+
+    def __init__(
+        self,
+        node: fx.Node,
+        outputs: tuple[Value, ...],
+        resolve: Callable[[Any], Any],
+        known: Mapping[Value, Known],
+    ) -> None:
+        self.operator = (
+            str(node.target).removesuffix(".default")
+            if str(node.target).startswith("planish.")
+            else str(node.target)
+        )
+        self.outputs = outputs
+        self.known_values = known
+        self._resolve = resolve
+        self._arguments = {a.name: a for a in schema(node.target).arguments}
+        given = dict(zip(self._arguments, node.args, strict=False))
+        self._given: dict[str, Any] = {**given, **node.kwargs}
+        self._asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        argument = self._arguments[name]
+        self._asked.add(name)
+        if name in self._given:
+            return self._resolve(self._given[name])
+        return argument.default_value if argument.has_default_value() else None
+
+    def tensors(self) -> tuple[Expression, ...]:
+        self._asked |= self._arguments.keys()
+        found: list[Expression] = []
+
+        def collect(resolved: Any) -> None:
+            if isinstance(resolved, Expression):
+                found.append(resolved)
+            elif isinstance(resolved, list | tuple):
+                for part in resolved:
+                    collect(part)
+
+        for given in self._given.values():
+            collect(self._resolve(given))
+        return tuple(found)
+
+    def unread(self) -> tuple[str, ...]:
+        return tuple(
+            name
+            for name, value in self._given.items()
+            if name not in self._asked
+            and name not in HARMLESS
+            and value != self._arguments[name].default_value
+        )
+
+
+class _Reader:
+    """Walks one fx graph. Each torch value is a `Value`, a tuple of them, or a size."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
+        self.values: dict[fx.Node, Any] = {}
+        self.known: dict[Value, Known] = {}
+        self.nodes: list[Node] = []
+        self.unknown: Counter[str] = Counter()
+
+    def value(self, name: str, meta: Any) -> Any:
+        """A `Value` for what a node holds: a tensor, a size, or several."""
+        if isinstance(meta, Tensor):
+            return Value(name, self.sizes.shape(meta), meta.dtype)
+        if isinstance(meta, list | tuple):
+            return tuple(self.value(f"{name}.{n}", part) for n, part in enumerate(meta))
+        return Value(name, (), None)
+
+    def resolve(self, argument: Any) -> Any:
+        """An argument as rules see it: expressions, sizes, plain values."""
+        if isinstance(argument, fx.Node):
+            meta = argument.meta.get("val")
+            if isinstance(meta, torch.SymInt):
+                return self.sizes.count(meta)
+            if isinstance(meta, Tensor | list | tuple):
+                return self.values[argument]
+            return meta
+        if isinstance(argument, list | tuple):
+            return [self.resolve(part) for part in argument]
+        if isinstance(argument, torch.SymInt):
+            return self.sizes.count(argument)
+        return argument
+
+    def call(self, node: fx.Node) -> None:
+        """Read one call and add it to the nodes."""
+        if node.target is operator.getitem:
+            self.values[node] = self.values[node.args[0]][node.args[1]]  # type: ignore[index]
+            return
+        value = self.value(node.name, node.meta.get("val"))
+        self.values[node] = value
+        outputs = value if isinstance(value, tuple) else (value,)
+        if not is_operator(node.target):
+            self._size_arithmetic(node, outputs)
+            return
+        if str(node.target).startswith(_SILENT):
+            return
+        call = _FxCall(node, outputs, self.resolve, self.known)
+        expressions: tuple[Expression, ...]
+        if call.operator in _SIZE_QUERIES:
+            expressions = (self._size_query(node, outputs[0]),)
+        else:
+            expressions, why = apply(RULES.get(call.operator), call)
+            if why is not None:
+                self.unknown[call.operator] += 1
+        self._learn(call, outputs, expressions)
+        self._add(node, call.operator, outputs, expressions)
+
+    def _learn(
+        self, call: _FxCall, outputs: tuple[Value, ...], expressions: tuple[Expression, ...]
+    ) -> None:
+        for output, expression in zip(outputs, expressions, strict=True):
+            if output.dtype in _FOLLOWED:
+                known = of(expression, self.known)
+                learn = LEARN.get(call.operator)
+                if known is None and learn is not None:
+                    known = learn(call)
+                if known is not None and _is_of(known, output):
+                    self.known[output] = known
+
+    def _size_query(self, node: fx.Node, output: Value) -> Expression:
+        """A size is shared by all requests, unless data decided it."""
+        source = self.values[node.args[0]]  # type: ignore[index]
+        size = self.resolve(node)
+        if isinstance(size, Polynomial) and any(map(_decided_by_data, size.symbols)):
+            return everything("statistic", (), source)
+        return Fill(output.shape)
+
+    def _size_arithmetic(self, node: fx.Node, outputs: tuple[Value, ...]) -> None:
+        self._add(node, str(node.target), outputs, tuple(Fill(one.shape) for one in outputs))
+
+    def _add(
+        self,
+        node: fx.Node,
+        operator: str,
+        outputs: tuple[Value, ...],
+        expressions: tuple[Expression, ...],
+    ) -> None:
+        controls = tuple(
+            self.values[argument]
+            for argument in node.all_input_nodes
+            if not isinstance(argument.meta.get("val"), Tensor | list | tuple)
+            and argument in self.values
+        )
+        where = str(node.meta.get("module") or "") or _source_line(node)
+        self.nodes.append(Node(node.name, operator, outputs, expressions, where, controls))
+
+
+_SIZE_QUERIES = frozenset(
+    [
+        "aten.sym_size.int",
+        "aten.sym_numel.default",
+        "aten.sym_stride.int",
+        "aten.sym_storage_offset.default",
+    ]
+)
+
+_SILENT = ("aten._assert_tensor_metadata", "aten.sym_constrain_range")
+"""Checks of what is known when a graph is made; they read no data."""
+
+
+def _decided_by_data(symbol: str) -> bool:
+    """Whether torch made this symbol for a size that it could not know: `u0`."""
+    return any(part[:1] == "u" and part[1:].isdigit() for part in _words(symbol))
+
+
+def _words(text: str) -> list[str]:
+    return "".join(c if c.isalnum() or c == "_" else " " for c in text).split()
+
+
+def _is_of(known: Known, output: Value) -> bool:
+    """Whether what is known fits the value's type: truth values for booleans, else integers."""
+    if not isinstance(known, Numbers):
+        return output.dtype != torch.bool
+    truths = bool(output.dtype == torch.bool)
+    return all(isinstance(x, bool) == truths for x in known.array.flat)
+
+
+def _source_line(node: fx.Node) -> str:
+    """The line of the model's own code that a node came from."""
+    lines = [
+        line.strip()
+        for line in str(node.meta.get("stack_trace") or "").splitlines()
+        if line.strip().startswith("File ")
+    ]
+    if not lines:
+        return ""
+    path, _, rest = lines[-1].removeprefix('File "').partition('", line ')
+    return f"{path.rsplit('/', 1)[-1]}:{rest.partition(',')[0]}"
+
+
+def stored_numbers(tensor: Tensor) -> Known | None:
+    """The elements of a small stored tensor of integers or truth values."""
+    if tensor.dtype not in _FOLLOWED or tensor.numel() > 4096 or tensor.is_meta:
+        return None
+    return numbers(tensor.tolist(), tuple(tensor.shape))
+
+
+def read_program(program: Program) -> Flow:
+    """The flow of a program."""
+    reader = _Reader(Sizes(program.shapes.names))
+    inputs: list[Value] = []
+    stored: dict[str, Value] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            reader.values[node] = reader.value(str(node.target), node.meta["val"])
+            inputs.append(reader.values[node])
+        elif node.op == "get_attr":
+            name = str(node.target)
+            if name not in stored:
+                stored[name] = reader.value(name, node.meta["val"])
+                known = stored_numbers(program.tensors[name])
+                if known is not None:
+                    reader.known[stored[name]] = known
+            reader.values[node] = stored[name]
+        elif node.op == "call_function":
+            reader.call(node)
+    outputs = _outputs(zip(program.outputs, program.output_nodes, strict=True), reader)
+    return Flow(
+        tuple(inputs),
+        tuple(stored.values()),
+        tuple(reader.nodes),
+        outputs,
+        known=reader.known,
+        unknown_operators=dict(reader.unknown),
+    )
+
+
+def _outputs(named: Iterable[tuple[str, fx.Node]], reader: _Reader) -> dict[str, Value]:
+    return {name: reader.values[node] for name, node in named}

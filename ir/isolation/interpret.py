@@ -1,0 +1,271 @@
+"""The forward analysis: from what each node reads to what each value depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import reduce
+
+from planish.ir.flow.graph import Flow, Node
+from planish.ir.flow.polynomial import Count
+from planish.ir.flow.vocabulary import (
+    Concat,
+    Diagonal,
+    Expression,
+    Fill,
+    Opaque,
+    Operand,
+    Reads,
+    Reshape,
+    Slice,
+    Value,
+)
+from planish.ir.isolation import digits
+from planish.ir.isolation.dependence import MANY, NOTHING, Cause, Dependence, Kind
+from planish.ir.isolation.digits import Map
+
+READING = {
+    "softmax": "a softmax over",
+    "norm": "a normalization over",
+    "sum": "a sum over",
+    "mean": "a mean over",
+    "extreme": "a maximum or minimum over",
+    "statistic": "a statistic over",
+    "contract": "a contraction over",
+    "scan": "a running sum over",
+    "order": "a sorting or selection over",
+    "window": "neighbours along",
+    "gather": "a lookup anywhere along",
+    "scatter": "writes anywhere along",
+    "transform": "a transform along",
+}
+
+
+class Interpreter:
+    """Gives every value of a flow its `Dependence`.
+
+    Attributes:
+        dependences: by value, filled by `run`.
+    """
+
+    def __init__(self, given: Mapping[Value, Dependence]) -> None:
+        self.dependences: dict[Value, Dependence] = dict(given)
+        self._node = Node("", "", (), ())
+
+    def run(self, flow: Flow) -> None:
+        """Analyse every node, in order."""
+        for node in flow.nodes:
+            self._node = node
+            control = self._joined(self.dependences[value] for value in node.controls)
+            for output, expression in zip(node.outputs, node.expressions, strict=True):
+                found = self.of(expression)
+                if not control.on_nothing:
+                    found = found | self._controlled(control)
+                self.dependences[output] = found
+
+    def of(self, expression: Expression) -> Dependence:
+        """What an expression depends on."""
+        match expression:
+            case Value():
+                found = self.dependences.get(expression, NOTHING)
+            case Reads():
+                found = self._limited(self._reads(expression))
+            case Reshape(value=value, shape=shape):
+                found = self._reshape(value, shape)
+            case Slice():
+                found = self._slice(expression)
+            case Concat():
+                found = self._limited(self._concat(expression))
+            case Diagonal():
+                found = self._diagonal(expression)
+            case Fill(content=content):
+                found = self._fill(content)
+            case Opaque():
+                found = self._opaque(expression)
+            case _:
+                raise TypeError(f"no rule for {type(expression).__name__}")
+        return found
+
+    def _joined(self, several: Iterable[Dependence]) -> Dependence:
+        return reduce(lambda left, right: left | right, several, NOTHING)
+
+    def _cause(self, kind: Kind, why: str) -> Cause:
+        node = self._node
+        return Cause(kind, node.name, node.operator, why, node.where)
+
+    def _controlled(self, control: Dependence) -> Dependence:
+        """What follows from a number on the host that requests decided."""
+        causes = set(control.causes)
+        if control.maps:
+            causes.add(self._cause("control", "one request decides how all are computed"))
+        return Dependence(frozenset(), frozenset(causes))
+
+    def _limited(self, found: Dependence) -> Dependence:
+        if len(found.maps) <= MANY:
+            return found
+        cause = self._cause("value", f"each element reads more than {MANY} requests")
+        return Dependence(frozenset(), found.causes | {cause})
+
+    def _reads(self, reads: Reads) -> Dependence:
+        result = NOTHING
+        for operand in reads.operands:
+            found = self.of(operand.value)
+            if found.on_nothing:
+                continue
+            maps: set[Map] = set()
+            causes = set(found.causes)
+            for one in found.maps:
+                kept, why = self._along(one, operand, reads)
+                if why is not None:
+                    causes.add(self._cause("value", why))
+                if kept is not None:
+                    maps.add(kept)
+            result = result | Dependence(frozenset(maps), frozenset(causes))
+        return result
+
+    def _along(self, one: Map, operand: Operand, reads: Reads) -> tuple[Map | None, str | None]:
+        """A map of an operand as one of the result, and why requests meet if they do.
+
+        Where they meet, the map goes on as if each request had read only its own.
+        """
+        places: dict[int, int] = {}
+        why: str | None = None
+        lost = False
+        for digit in one.digits:
+            tag = operand.tags[digit.dim]
+            size = operand.value.shape[digit.dim]
+            if isinstance(tag, str):
+                why = f"{READING.get(reads.kind, 'reads whole')} {_dimension(digit.dim, size)}"
+                lost = True
+                continue
+            places[digit.dim] = tag
+            if tag in reads.mixed:
+                why = f"{READING.get(reads.kind, 'reads whole')} {_dimension(digit.dim, size)}"
+            elif size != reads.shape[tag]:
+                why = f"sizes {size} and {reads.shape[tag]} may differ"
+                lost = True
+        if lost:
+            return None, why
+        return digits.moved(one, places), why
+
+    def _reshape(self, value: Expression, shape: tuple[Count, ...]) -> Dependence:
+        found = self.of(value)
+        if not found.maps:
+            return found
+        maps: set[Map] = set()
+        causes = set(found.causes)
+        for one in found.maps:
+            after = digits.reshaped(one, value.shape, shape)
+            if after is None:
+                old, new = (", ".join(map(str, sizes)) for sizes in (value.shape, shape))
+                why = f"a reshape from [{old}] to [{new}] cuts across the requests"
+                causes.add(self._cause("value", why))
+            else:
+                maps.add(after)
+        return Dependence(frozenset(maps), frozenset(causes))
+
+    def _diagonal(self, expression: Diagonal) -> Dependence:
+        found = self.of(expression.value)
+        rank = len(expression.value.shape)
+        pair = expression.first, expression.second
+        maps = frozenset(digits.diagonal(one, *pair, rank) for one in found.maps)
+        return Dependence(maps, found.causes)
+
+    def _slice(self, part: Slice) -> Dependence:
+        found = self.of(part.value)
+        if not found.maps:
+            return found
+        maps: set[Map] = set()
+        causes = set(found.causes)
+        old = part.value.shape[part.dim]
+        for one in found.maps:
+            if one.at(part.dim):
+                after = digits.sliced(one, part.dim, old, part.start, part.step, part.size)
+            else:
+                after = one
+            if after is None:
+                why = f"a slice of {_dimension(part.dim, old)} takes parts of different requests"
+                causes.add(self._cause("value", why))
+            else:
+                maps.add(after)
+        return Dependence(frozenset(maps), frozenset(causes))
+
+    def _concat(self, concat: Concat) -> Dependence:
+        dim = concat.dim
+        total = concat.shape[dim]
+        found: list[Dependence] = []
+        starts: list[Count] = []
+        start: Count = 0
+        for operand in concat.operands:
+            found.append(self.of(operand))
+            starts.append(start)
+            start = start + operand.shape[dim]
+        causes = frozenset().union(*(one.causes for one in found))
+        sizes = [operand.shape[dim] for operand in concat.operands]
+        crossing = [[one for one in each.maps if one.at(dim)] for each in found]
+        steady = frozenset(one for each in found for one in each.maps if not one.at(dim))
+        if not any(crossing):
+            return self._stacked(found, sizes, starts, dim, total, causes)
+        single = [
+            (next(iter(each.maps)), size, begin)
+            for each, size, begin in zip(found, sizes, starts, strict=True)
+            if len(each.maps) == 1
+        ]
+        if len(single) == sum(bool(each.maps) for each in found):
+            parts = [(one, size) for one, size, _ in single]
+            whole = digits.joined(parts, [begin for _, _, begin in single], dim, total)
+            if whole is not None:
+                return Dependence(frozenset({whole}), causes)
+        repeating = all(
+            digits.periodic(one, dim, begin, size)
+            for each, size, begin in zip(crossing, sizes, starts, strict=True)
+            for one in each
+        ) and all(
+            # What has no digit here may be of another period: every part has to fit.
+            digits.periodic(one, dim, 0, size)
+            for each in crossing
+            for one in each
+            for size in sizes
+        )
+        kept = frozenset(one for each in crossing for one in each)
+        if repeating:
+            return Dependence(steady | kept, causes)
+        why = f"parts are joined along {_dimension(dim, total)}, along which requests lie"
+        return Dependence(steady, causes | {self._cause("value", why)})
+
+    def _stacked(
+        self,
+        found: list[Dependence],
+        sizes: list[Count],
+        starts: list[Count],
+        dim: int,
+        total: Count,
+        causes: frozenset[Cause],
+    ) -> Dependence:
+        """Parts none of which has requests along `dim`: perhaps one request each."""
+        maps = frozenset(one for each in found for one in each.maps)
+        several = len(maps) > 1 and all(len(each.maps) == 1 for each in found)
+        if several and all(size == 1 for size in sizes):
+            parts = [(next(iter(each.maps)), size) for each, size in zip(found, sizes, strict=True)]
+            whole = digits.joined(parts, starts, dim, total)
+            if whole is not None:
+                return Dependence(frozenset({whole}), causes)
+        return Dependence(maps, causes)
+
+    def _fill(self, content: str) -> Dependence:
+        if content != "uninitialized":
+            return NOTHING
+        why = "memory is read as earlier requests left it"
+        return Dependence(frozenset(), frozenset({self._cause("state", why)}))
+
+    def _opaque(self, opaque: Opaque) -> Dependence:
+        found = self._joined(self.of(operand) for operand in opaque.operands)
+        if found.on_nothing:
+            return NOTHING
+        kind: Kind = opaque.kind  # type: ignore[assignment]
+        if found.maps:
+            return Dependence(frozenset(), found.causes | {self._cause(kind, opaque.why)})
+        return Dependence(frozenset(), found.causes)
+
+
+def _dimension(dim: int, size: Count) -> str:
+    return f"dimension {dim} (of size {size})"

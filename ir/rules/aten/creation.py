@@ -1,0 +1,83 @@
+"""Operators that make tensors out of nothing: constants, random numbers, raw memory."""
+
+from __future__ import annotations
+
+from planish.ir.flow.call import Call, Learn, Rule
+from planish.ir.flow.known import Counting, Known, Numbers, numbers
+from planish.ir.flow.polynomial import Polynomial
+from planish.ir.flow.vocabulary import Expression, Fill
+
+CONTENTS = {
+    "constant": """
+        arange.default arange.start arange.start_step eye.default eye.m full.default
+        full_like.default linspace.default logspace.default new_full.default new_ones.default
+        new_zeros.default ones.default ones_like.default scalar_tensor.default tril_indices.default
+        triu_indices.default zeros.default zeros_like.default hann_window.default
+        hamming_window.default hann_window.periodic fill.Scalar
+    """,
+    "random": """
+        rand.default rand_like.default randint.default randint.low randint_like.default
+        randint_like.low_dtype randn.default randn_like.default randperm.default
+    """,
+    "uninitialized": """
+        empty.memory_format empty_like.default empty_strided.default empty_permuted.default
+        new_empty.default new_empty_strided.default
+    """,
+}
+
+
+def _rule(content: str) -> Rule:
+    def rule(call: Call) -> Expression:
+        call.tensors()  # only the shape and the dtype of what they are like
+        return Fill(call.shape, content)
+
+    return rule
+
+
+RULES: dict[str, Rule] = {
+    f"aten.{name}": _rule(content)
+    for content, operators in CONTENTS.items()
+    for name in operators.split()
+}
+
+
+def _arange(call: Call) -> Known | None:
+    name = call.operator
+    start = 0 if name == "aten.arange.default" else call["start"]
+    step = call["step"] if name == "aten.arange.start_step" else 1
+    if isinstance(start, float) or isinstance(step, float) or isinstance(call["end"], float):
+        return None
+    return Counting(start, (step,))
+
+
+def _full(call: Call) -> Known | None:
+    value = call["fill_value"]
+    if isinstance(value, int | Polynomial):
+        if not call.shape:
+            return numbers(value)
+        if not isinstance(value, bool):
+            return Counting(value, (0,) * len(call.shape))
+    return None
+
+
+def _scalar(call: Call) -> Numbers | None:
+    value = call["s"]
+    return numbers(value) if isinstance(value, int | Polynomial) else None
+
+
+def _same(value: int) -> Learn:
+    return lambda call: Counting(value, (0,) * len(call.shape)) if call.shape else None
+
+
+LEARN: dict[str, Learn] = {
+    "aten.arange.default": _arange,
+    "aten.arange.start": _arange,
+    "aten.arange.start_step": _arange,
+    "aten.full.default": _full,
+    "aten.full_like.default": _full,
+    "aten.new_full.default": _full,
+    "aten.scalar_tensor.default": _scalar,
+} | {
+    f"aten.{name}.default": _same(value)
+    for name, value in (("zeros", 0), ("ones", 1), ("zeros_like", 0), ("ones_like", 1))
+}

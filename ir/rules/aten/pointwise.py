@@ -1,0 +1,174 @@
+"""Operators each of whose elements reads the elements at its own place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from planish.ir.flow.call import Call, Learn, Result, Rule
+from planish.ir.flow.known import Known, Numbers, combined, numbers
+from planish.ir.flow.polynomial import Polynomial
+from planish.ir.flow.vocabulary import Expression, pointwise
+from planish.ir.operators import schema
+
+KINDS = {
+    "linear": "neg negative positive true_divide div divide deg2rad rad2deg conj_physical",
+    "add": "add sub subtract rsub",
+    "hadamard": "mul multiply addcmul",
+    "homogeneous": "relu leaky_relu abs maximum minimum fmax fmin _prelu_kernel prelu",
+    "square": "square pow",
+    "nonlinear": """
+        acos acosh addcdiv angle asin asinh atan atan2 atanh arctan2
+        bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor
+        __and__ __or__ __xor__ __lshift__ __rshift__
+        ceil celu clamp clamp_max clamp_min clip copysign cos cosh digamma elu
+        eq erf erfc erfinv exp exp2 expm1 float_power floor floor_divide fmod frac gcd ge gelu
+        greater greater_equal gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot i0 igamma
+        igammac isclose isfinite isinf isnan isneginf isposinf isreal lcm ldexp le lerp less
+        less_equal lgamma log log10 log1p log2 log_sigmoid logaddexp logaddexp2 logical_and
+        logical_not logical_or logical_xor logit lt masked_fill mish mvlgamma nan_to_num ne
+        nextafter not_equal polygamma reciprocal relu6 remainder round rsqrt selu sgn
+        sigmoid sign signbit silu sin sinc sinh softplus softshrink special_bessel_j0
+        special_bessel_j1 special_entr special_erfcx special_i0e special_i1 special_i1e
+        special_log_ndtr special_ndtri special_xlog1py special_zeta sqrt tan tanh
+        threshold trunc fix xlogy tril triu bernoulli
+        fake_quantize_per_tensor_affine fake_quantize_per_channel_affine
+    """,
+}
+"""Packets by what they compute. `tril` and `triu` clear elements by their place alone; the ranges
+of a fake quantization are arguments."""
+
+RESCALED = "div.Scalar mul.Scalar div.Scalar_mode"
+"""Products with a number, which are linear."""
+
+WHERE = "self ScalarSelf ScalarOther Scalar"
+
+_EXACT = (torch.int64, torch.int32)
+
+
+def _overloads(packet: str) -> Iterator[Any]:
+    """The functional overloads of a packet that take a tensor and return one."""
+    operators = getattr(torch.ops.aten, packet, None)
+    for name in operators.overloads() if operators is not None else ():
+        operator = getattr(operators, name)
+        takes = [str(argument.type) for argument in schema(operator).arguments]
+        gives = [str(result.type) for result in schema(operator).returns]
+        mutates = any(
+            argument.alias_info is not None and argument.alias_info.is_write
+            for argument in schema(operator).arguments
+        )
+        if gives == ["Tensor"] and any("Tensor" in kind for kind in takes) and not mutates:
+            yield operator
+
+
+def _rule(kind: str) -> Rule:
+    return lambda call: pointwise(kind, *call.tensors(), shape=call.shape)
+
+
+def cast(call: Call) -> Expression:
+    """A copy in another dtype. What is known of integers survives only between exact ones."""
+    (value, *_) = call.tensors()
+    old, new = getattr(value, "dtype", None), call.outputs[0].dtype
+    same = old == new or (old in _EXACT and new in _EXACT)
+    return pointwise("copy" if same else "linear", value, shape=call.shape)
+
+
+def copied(call: Call) -> Expression:
+    """`copy(x, source)`: the source, in x's shape and dtype."""
+    call["self"], call["non_blocking"]
+    return pointwise("linear", call["src"], shape=call.shape)
+
+
+def where(call: Call) -> Expression:
+    """A selection; a condition known everywhere leaves one side only."""
+    condition, *sides = call.tensors()
+    chosen = call.known(condition)
+    if isinstance(chosen, Numbers) and len(sides) == 2 and chosen.array.size:
+        truths = [bool(x) for x in chosen.array.flat if isinstance(x, int)]
+        if len(truths) == chosen.array.size and len(set(truths)) == 1:
+            return pointwise("copy", sides[0 if truths[0] else 1], shape=call.shape)
+    return pointwise("nonlinear", condition, *sides, shape=call.shape)
+
+
+def dropout(call: Call) -> Result:
+    """Zeroes by chance, alike for every content; the mask reads nothing of the data."""
+    value = pointwise("linear", *call.tensors(), shape=call.shape)
+    return (value, pointwise("linear", *call.tensors())) if len(call.outputs) == 2 else value
+
+
+def _table() -> dict[str, Rule]:
+    rules = {
+        str(operator): _rule(kind)
+        for kind, packets in KINDS.items()
+        for packet in packets.split()
+        for operator in _overloads(packet)
+    }
+    rules |= {f"aten.{name}": _rule("linear") for name in RESCALED.split()}
+    rules |= {f"aten.{name}.other": _rule("homogeneous") for name in ("max", "min")}
+    copies = """clone alias contiguous detach lift lift_fresh lift_fresh_copy detach_copy
+        alias_copy resolve_conj resolve_neg"""
+    rules |= {f"aten.{name}.default": _rule("copy") for name in copies.split()}
+    casts = "_to_copy.default type_as.default to.dtype to.dtype_layout to.device to.other"
+    rules |= {f"aten.{name}": cast for name in casts.split()}
+    rules |= {f"aten.where.{name}": where for name in WHERE.split()}
+    rules["aten.copy.default"] = copied
+    rules["aten.frexp.Tensor"] = lambda call: (
+        pointwise("nonlinear", *call.tensors()),
+        pointwise("nonlinear", *call.tensors()),
+    )
+    dropouts = "native_dropout.default dropout.default feature_dropout.default"
+    rules |= {f"aten.{name}": dropout for name in dropouts.split()}
+    return rules
+
+
+RULES: dict[str, Rule] = _table()
+
+
+def _arithmetic(name: str) -> Learn:
+    def learn(call: Call) -> Known | None:
+        left, right = call["self"], call["other"]
+        rounding = name != "floordiv" or _rounds_down(call)
+        if not rounding or (name in ("add", "sub") and _alpha(call) != 1):
+            return None
+        return combined(name, _number(call, left), _number(call, right), call.shape)
+
+    return learn
+
+
+def _alpha(call: Call) -> Any:
+    try:
+        return call["alpha"]
+    except KeyError:
+        return 1
+
+
+def _rounds_down(call: Call) -> bool:
+    try:
+        return call["rounding_mode"] in ("floor", "trunc")
+    except KeyError:
+        return True
+
+
+def _number(call: Call, operand: Any) -> Known | None:
+    if isinstance(operand, Expression):
+        return call.known(operand)
+    return numbers(operand) if isinstance(operand, int | Polynomial) else None
+
+
+_LEARNERS = {
+    "add": "add.Tensor add.Scalar",
+    "sub": "sub.Tensor sub.Scalar",
+    "mul": "mul.Tensor mul.Scalar",
+    "floordiv": "floor_divide.default floor_divide.Scalar div.Tensor_mode div.Scalar_mode",
+    "mod": "remainder.Tensor remainder.Scalar",
+    "and": "__and__.Tensor bitwise_and.Tensor logical_and.default",
+    "or": "__or__.Tensor bitwise_or.Tensor logical_or.default",
+} | {name: f"{name}.Tensor {name}.Scalar" for name in ("eq", "ne", "lt", "le", "gt", "ge")}
+
+LEARN: dict[str, Learn] = {
+    f"aten.{operator}": _arithmetic(name)
+    for name, operators in _LEARNERS.items()
+    for operator in operators.split()
+}

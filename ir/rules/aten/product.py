@@ -1,0 +1,384 @@
+"""Contractions: matrix products, convolutions, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planish.ir.flow.call import Call, NotCovered, Result, Rule
+from planish.ir.flow.polynomial import quotient
+from planish.ir.flow.vocabulary import (
+    Expression,
+    Fill,
+    Operand,
+    Reads,
+    Reshape,
+    Shape,
+    Tag,
+    aligned,
+    along,
+    contraction,
+    pointwise,
+    reduction,
+)
+
+
+def linear(call: Call) -> Expression:
+    """`linear(x [..., I], weight [O, I], bias)`."""
+    value, weight, bias = call["input"], call["weight"], call["bias"]
+    last = len(call.shape) - 1
+    if len(weight.shape) == 1:
+        raise NotCovered("a weight of one dimension")
+    product = contraction(call.shape, (value, (*range(last), "in")), (weight, (last, "in")))
+    return _plus(product, bias)
+
+
+def _plus(product: Expression, *others: Expression | None) -> Expression:
+    terms = [term for term in others if term is not None]
+    return pointwise("add", product, *terms, shape=product.shape) if terms else product
+
+
+def matmul(call: Call) -> Expression:
+    """`mm`, `bmm`, `matmul`: also of vectors and with broadcasting."""
+    one, two = call.tensors()
+    return product_of(one, two, call.shape)
+
+
+def product_of(one: Expression, two: Expression, shape: Shape) -> Expression:
+    """A matrix product of `one` and `two`, as NumPy's matmul."""
+    rows = len(one.shape) > 1
+    columns = len(two.shape) > 1
+    lead = len(shape) - rows - columns
+    left: list[Tag] = list(range(lead - max(len(one.shape) - 2, 0), lead))
+    left += [lead] if rows else []
+    right: list[Tag] = list(range(lead - max(len(two.shape) - 2, 0), lead))
+    tail: list[Tag] = ["inner", lead + rows] if columns else ["inner"]
+    return contraction(shape, (one, [*left, "inner"]), (two, [*right, *tail]))
+
+
+def dot(call: Call) -> Expression:
+    """`dot`, `vdot`: of vectors."""
+    one, two = call.tensors()
+    return contraction((), (one, ("inner",)), (two, ("inner",)))
+
+
+def mv(call: Call) -> Expression:
+    """`mv(matrix, vector)`."""
+    one, two = call.tensors()
+    return contraction(call.shape, (one, (0, "inner")), (two, ("inner",)))
+
+
+def addmm(call: Call) -> Expression:
+    """`addmm` and `baddbmm(x, a, b)`: x + a b."""
+    names = ("batch1", "batch2") if "baddbmm" in call.operator else ("mat1", "mat2")
+    call["beta"], call["alpha"]
+    product = product_of(call[names[0]], call[names[1]], call.shape)
+    return _plus(product, call["self"])
+
+
+def outer(call: Call) -> Expression:
+    """`outer(a, b)`."""
+    one, two = call.tensors()
+    pair = (Operand(one, (0,)), Operand(two, (1,)))
+    return Reads(call.shape, pair, "hadamard")
+
+
+def convolution(call: Call) -> Expression:
+    """`convolution` and `conv1d/2d/3d`, transposed ones too."""
+    value, weight, bias = call["input"], call["weight"], call["bias"]
+    transposed = "transpose" in call.operator
+    for name in ("stride", "padding", "dilation", "output_padding"):
+        _optional(call, name)
+    transposed = transposed or bool(_optional(call, "transposed"))
+    return convolved(value, weight, bias, call["groups"], call.shape, transposed)
+
+
+def _optional(call: Call, name: str) -> object:
+    try:
+        return call[name]
+    except KeyError:
+        return None
+
+
+def convolved(
+    value: Expression,
+    weight: Expression,
+    bias: Expression | None,
+    groups: int,
+    shape: Shape,
+    transposed: bool = False,
+) -> Expression:
+    """A convolution of [N, C, ...] or [C, ...]; each group of channels by itself.
+
+    The weight is [O, C / groups, ...], or [C, O / groups, ...] if transposed. Channels are split
+    into groups by reshaping, so that a batch folded into the groups stays a batch.
+    """
+    spatial = len(weight.shape) - 2
+    lead = len(shape) - spatial - 1
+    inputs, outputs = value.shape[lead], shape[lead]
+    if not isinstance(groups, int) or groups < 1:
+        raise NotCovered("a number of groups that is data")
+    width_in, width_out = quotient(inputs, groups), quotient(outputs, groups)
+    if width_in is None or width_out is None:
+        raise NotCovered("channels that groups do not divide")
+    batch, places = shape[:lead], shape[lead + 1 :]
+    kernel = tuple(f"kernel{dim}" for dim in range(spatial))
+    around = tuple(f"place{dim}" for dim in range(spatial))
+    x = Reshape(value, (*value.shape[:lead], groups, width_in, *value.shape[lead + 1 :]))
+    sizes = weight.shape[2:]
+    g, o = lead, lead + 1
+    if transposed:
+        w: Expression = Reshape(weight, (groups, width_in, width_out, *sizes))
+        w_tags: tuple[Tag, ...] = (g, "in", o, *kernel)
+    else:
+        w = Reshape(weight, (groups, width_out, width_in, *sizes))
+        w_tags = (g, o, "in", *kernel)
+    x_tags: tuple[Tag, ...] = (*range(lead), g, "in", *around)
+    grouped = contraction((*batch, groups, width_out, *places), (x, x_tags), (w, w_tags))
+    out = Reshape(grouped, shape)
+    if bias is None:
+        return out
+    return _plus(out, Reshape(bias, (outputs, *(1,) * spatial)))
+
+
+def attention(call: Call) -> Result:
+    """`scaled_dot_product_attention` in all its forms, and `planish::attention`."""
+    query, key, value = call["query"], call["key"], call["value"]
+    mask = None
+    for name in ("attn_mask", "mask", "attn_bias"):
+        mask = mask if mask is not None else _optional(call, name)
+    for name in (
+        "dropout_p",
+        "is_causal",
+        "scale",
+        "enable_gqa",
+        "softcap",
+        "compute_log_sumexp",
+        "return_debug_mask",
+    ):
+        _optional(call, name)
+    shape = call.shape
+    out = attended(query, key, value, mask if isinstance(mask, Expression) else None, shape)
+    rest = [_statistics(query, key, output.shape) for output in call.outputs[1:]]
+    return (out, *rest)
+
+
+def attended(
+    query: Expression,
+    key: Expression,
+    value: Expression,
+    mask: Expression | None,
+    shape: Shape,
+) -> Expression:
+    """Attention of [..., H, T, D] over [..., K, S, D] and [..., K, S, V], K dividing H.
+
+    Each position reads all of the query's width, all positions of its key head, and its row of
+    the mask. A mask that forbids a position does not keep what is not finite there from being
+    read, so it does not keep requests apart.
+    """
+    rank = len(shape)
+    lead = rank - 2
+    query, key, value = (_ranked(one, rank) for one in (query, key, value))
+    heads = query.shape[lead - 1] if lead else 1
+    shared = key.shape[lead - 1] if lead else 1
+    if lead and shared not in (heads, 1):
+        return _grouped(query, key, value, mask, shape)
+    places = tuple(range(lead))
+    q = Operand(query, (*places, lead, "width"))
+    k = Operand(key, (*places, "positions", "width"))
+    v = Operand(value, (*places, "positions", lead + 1))
+    operands = [q, k, v]
+    if mask is not None:
+        operands.append(Operand(mask, (*range(rank - len(mask.shape), rank - 1), "positions")))
+    return Reads(shape, tuple(operands), "contract")
+
+
+def _ranked(value: Expression, rank: int) -> Expression:
+    missing = rank - len(value.shape)
+    return Reshape(value, (*(1,) * missing, *value.shape)) if missing > 0 else value
+
+
+def _grouped(
+    query: Expression, key: Expression, value: Expression, mask: Expression | None, shape: Shape
+) -> Expression:
+    """Grouped queries: H heads as K groups of H / K, which broadcast over their key head."""
+    lead = len(shape) - 3
+    heads, shared = query.shape[lead], key.shape[lead]
+    if not (isinstance(heads, int) and isinstance(shared, int)) or heads % shared:
+        raise NotCovered("query heads that key heads do not divide")
+    split = (shared, heads // shared)
+
+    def parted(one: Expression) -> Expression:
+        return Reshape(one, (*one.shape[:lead], *split, *one.shape[lead + 1 :]))
+
+    def lone(one: Expression) -> Expression:
+        return Reshape(one, (*one.shape[:lead], shared, 1, *one.shape[lead + 1 :]))
+
+    if mask is not None and len(mask.shape) > 2:
+        own = mask.shape[-3]
+        parts = split if own == heads else (own, 1)
+        mask = Reshape(mask, (*mask.shape[:-3], *parts, *mask.shape[-2:]))
+    wide = (*shape[:lead], *split, *shape[lead + 1 :])
+    return Reshape(attended(parted(query), lone(key), lone(value), mask, wide), shape)
+
+
+def _statistics(query: Expression, key: Expression, shape: Shape) -> Expression:
+    """What fused kernels return beside the result: one number a query row, or a seed."""
+    if len(shape) != len(query.shape) - 1:
+        return Fill(shape, "random")
+    lead = len(shape) - 1
+    q = Operand(query, (*range(lead + 1), "width"))
+    k = Operand(key, (*range(lead - 1), "heads", "positions", "width"))
+    return Reads(shape, (q, k), "statistic")
+
+
+def rotary(call: Call) -> Expression:
+    """`planish::rotary(x [..., T, D], cos, sin)`: pairs of the last dimension read each other."""
+    value, cos, sin = call["x"], call["cos"], call["sin"]
+    call["interleaved"]
+    rank = len(value.shape)
+    narrow = [
+        Operand(one, (*range(rank - len(one.shape), rank - 1), "angle")) for one in (cos, sin)
+    ]
+    last = frozenset({rank - 1})
+    return Reads(value.shape, (aligned(value, rank), *narrow), "window", last)
+
+
+def planish_rms_norm(call: Call) -> Expression:
+    """`planish::rms_norm(x, weight, eps)` over the last dimension."""
+    value = call["x"]
+    call["eps"]
+    parameters = [call["weight"]] if call["weight"] is not None else []
+    return along("norm", value, (len(value.shape) - 1,), *parameters)
+
+
+def gated(call: Call) -> Expression:
+    """`planish::gated(gate, up)`."""
+    return pointwise("nonlinear", *call.tensors(), shape=call.shape)
+
+
+def selective_scan(call: Call) -> tuple[Expression, ...]:
+    """`planish::selective_scan`: a recurrence over positions, each sample by itself."""
+    x, dt, b, c, state = (call[name] for name in ("x", "dt", "b", "c", "state"))
+    parameters = [one for one in (call["a"], call["d"]) if one is not None]
+    everything_of = [Operand(one, _whole(one)) for one in parameters]
+
+    def read(position: Tag) -> list[Operand]:
+        wide = (Operand(one, (0, position, "heads", "width")[: len(one.shape)]) for one in (b, c))
+        return [
+            Operand(x, (0, position, 2, 3) if position == "positions" else (0, 1, 2, 3)),
+            Operand(dt, (0, position, 2)),
+            *wide,
+        ]
+
+    y_shape, state_shape = call.outputs[0].shape, call.outputs[1].shape
+    y = Reads(
+        y_shape,
+        (*read(1), Operand(state, (0, 2, 3, "columns")), *everything_of),
+        "scan",
+        frozenset({1}),
+    )
+    over = [
+        Operand(x, (0, "positions", 1, 2)),
+        Operand(dt, (0, "positions", 1)),
+        *(Operand(one, (0, "positions", "heads", "columns")) for one in (b, c)),
+        Operand(state, (0, 1, 2, 3)),
+    ]
+    return y, Reads(state_shape, (*over, *everything_of), "scan")
+
+
+def _whole(value: Expression) -> tuple[str, ...]:
+    return tuple(f"whole{dim}" for dim in range(len(value.shape)))
+
+
+def dequantize(call: Call) -> Expression:
+    """`planish::dequantize`: a weight out of codes and scales, each element out of any."""
+    values = call.tensors()
+    return Reads(call.shape, tuple(Operand(one, _whole(one)) for one in values), "statistic")
+
+
+def einsum(call: Call) -> Expression:
+    """`einsum(equation, operands)`."""
+    return summed(call["equation"], call["tensors"], call.shape)
+
+
+def summed(equation: str, values: Sequence[Expression], shape: Shape) -> Expression:
+    """A sum of products in Einstein's notation. A letter twice in one operand is a diagonal."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    dots = max(
+        (
+            len(value.shape) - len(term.replace("...", ""))
+            for term, value in zip(terms, values, strict=True)
+            if "..." in term
+        ),
+        default=0,
+    )
+    if not arrow:
+        letters = sorted(set(left) - set(",."))
+        right = ("..." if "..." in left else "") + "".join(
+            letter for letter in letters if left.count(letter) == 1
+        )
+    place: dict[str, int] = {}
+    at = 0
+    for letter in right.replace("...", "."):
+        if letter == ".":
+            at += dots
+        else:
+            place[letter] = at
+            at += 1
+    first_dot = right.index("...") if "..." in right else None
+    operands = []
+    for term, value in zip(terms, values, strict=True):
+        tags: list[Tag] = []
+        own = len(value.shape) - len(term.replace("...", ""))
+        for letter in term.replace("...", "."):
+            if letter != ".":
+                tags.append(place.get(letter, f"sum {letter}"))
+            elif first_dot is None:
+                tags += [f"dot{dots - own + n}" for n in range(own)]
+            else:
+                tags += [first_dot + dots - own + n for n in range(own)]
+        operands.append(Operand(value, tuple(tags)))
+    return Reads(shape, tuple(operands), "contract")
+
+
+def trace(call: Call) -> Expression:
+    """`trace(x)`."""
+    (value,) = call.tensors()
+    return reduction("sum", value, range(len(value.shape)))
+
+
+def _names(rule: Rule, operators: str) -> dict[str, Rule]:
+    return {f"aten.{name}": rule for name in operators.split()}
+
+
+RULES: dict[str, Rule] = (
+    _names(linear, "linear.default")
+    | _names(matmul, "mm.default bmm.default matmul.default _int_mm.default")
+    | _names(addmm, "addmm.default baddbmm.default")
+    | _names(dot, "dot.default vdot.default")
+    | _names(mv, "mv.default")
+    | _names(outer, "outer.default ger.default")
+    | _names(einsum, "einsum.default")
+    | _names(trace, "trace.default")
+    | _names(
+        convolution,
+        """convolution.default conv1d.default conv2d.default conv3d.default conv1d.padding
+        conv2d.padding conv3d.padding conv_transpose1d.default conv_transpose2d.input
+        conv_transpose3d.input""",
+    )
+    | _names(
+        attention,
+        """scaled_dot_product_attention.default
+        _scaled_dot_product_flash_attention_for_cpu.default
+        _scaled_dot_product_efficient_attention.default""",
+    )
+    | {
+        "planish.attention": attention,
+        "planish.rotary": rotary,
+        "planish.rms_norm": planish_rms_norm,
+        "planish.gated": gated,
+        "planish.selective_scan": selective_scan,
+        "planish.dequantize": dequantize,
+    }
+)

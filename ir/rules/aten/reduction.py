@@ -1,0 +1,351 @@
+"""Operators that read whole dimensions: sums, softmax, norms, sorting, running sums."""
+
+from __future__ import annotations
+
+from planish.ir.flow.call import Call, NotCovered, Result, Rule
+from planish.ir.flow.vocabulary import (
+    Expression,
+    Operand,
+    Reads,
+    Reshape,
+    Shape,
+    Slice,
+    along,
+    everything,
+    pointwise,
+    reduction,
+)
+
+REDUCTIONS = {
+    "sum": "sum.default sum.dim_IntList nansum.default",
+    "mean": "mean.default mean.dim",
+    "extreme": "amax.default amin.default aminmax.default max.default min.default",
+    "statistic": """
+        all.default all.dim all.dims any.default any.dim any.dims argmax.default argmin.default
+        count_nonzero.default count_nonzero.dim_IntList
+        linalg_vector_norm.default logsumexp.default max.dim median.dim median.default min.dim
+        mode.default nanmedian.dim norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype
+        prod.default prod.dim_int std.default std.dim std.correction std_mean.correction
+        std_mean.dim var.default var.dim var.correction var_mean.correction var_mean.dim
+        kthvalue.default nanmean.default quantile.scalar
+    """,
+}
+
+ALONG = {
+    "softmax": """
+        _softmax.default _log_softmax.default softmax.int log_softmax.int _safe_softmax.default
+    """,
+    "scan": """
+        cumsum.default cumprod.default logcumsumexp.default cummax.default cummin.default
+    """,
+    "order": "sort.default sort.stable argsort.default argsort.stable msort.default",
+}
+
+
+def _dims(call: Call, rank: int) -> tuple[int, ...]:
+    """The dimensions that a call names, all if it names none."""
+    for name in ("dim", "axis"):
+        try:
+            given = call[name]
+        except KeyError:
+            continue
+        return call.dims(None if given == [] else given, rank)
+    return tuple(range(rank))
+
+
+def _reduce(kind: str) -> Rule:
+    def rule(call: Call) -> Result:
+        value, *others = call.tensors()
+        if others:
+            raise NotCovered("a second tensor")
+        dims = _dims(call, len(value.shape))
+        kept = len(call.shape) == len(value.shape)
+        return tuple(reduction(kind, value, dims, kept) for _ in call.outputs)
+
+    return rule
+
+
+def _along(kind: str) -> Rule:
+    def rule(call: Call) -> Result:
+        (value,) = call.tensors()
+        rank = len(value.shape)
+        try:
+            dims = call.dims(call["dim"], rank)
+        except KeyError:
+            dims = (0,)  # msort sorts along the first dimension
+        return tuple(along(kind, value, dims) for _ in call.outputs)
+
+    return rule
+
+
+def topk(call: Call) -> tuple[Expression, ...]:
+    """`topk(x, k, dim)`: values and indices, chosen from the whole dimension."""
+    (value,) = call.tensors()
+    dim = call.dim(call["dim"], len(value.shape))
+    return tuple(chosen(value, dim, output.shape) for output in call.outputs)
+
+
+def chosen(value: Expression, dim: int, shape: Shape, kind: str = "order") -> Expression:
+    """Elements that each read all of `value` along `dim`, of which there are more or fewer."""
+    tags = tuple("chosen" if place == dim else place for place in range(len(shape)))
+    return Reads(shape, (Operand(value, tags),), kind)
+
+
+def layer_norm(call: Call) -> Result:
+    """`layer_norm` and `native_layer_norm(x, normalized_shape, weight, bias, eps)`."""
+    value = call["input"]
+    rank, inner = len(value.shape), len(call["normalized_shape"])
+    dims = range(rank - inner, rank)
+    parameters = [call[name] for name in ("weight", "bias") if _given(call, name)]
+    call["eps"]
+    out = along("norm", value, dims, *parameters)
+    statistics = reduction("statistic", value, dims, keep=True)
+    return (out, *(statistics for _ in call.outputs[1:]))
+
+
+def _given(call: Call, name: str) -> bool:
+    try:
+        return call[name] is not None
+    except KeyError:
+        return False
+
+
+def batch_norm(call: Call) -> Result:
+    """Every batch norm: by given statistics, or by those of the batch, which it may update.
+
+    In training mode each element reads all of its channel: the batch and every position.
+    """
+    value = call["input"]
+    rank = len(value.shape)
+    names = ("weight", "bias", "running_mean", "running_var")
+    given = {name: call[name] for name in names if _given(call, name)}
+    training = _training(call)
+    parameters = [_channels(parameter, rank) for parameter in given.values()]
+    dims = [dim for dim in range(rank) if dim != 1] if training else []
+    out = along("norm" if training else "linear", value, dims, *parameters)
+    results: list[Expression] = [out]
+    for output in call.outputs[1:]:
+        if not training or len(output.shape) != 1 or output.shape[0] == 0:
+            # What inference returns beside the result is empty, or made of the parameters.
+            results.append(everything("statistic", output.shape, *given.values()))
+            continue
+        statistic = reduction("statistic", value, dims)
+        old = [given[name] for name in names[2:] if name in given]
+        results.append(pointwise("linear", statistic, *old))
+    return tuple(results)
+
+
+def _training(call: Call) -> bool:
+    call_name = call.operator
+    if "no_training" in call_name:
+        call["momentum"], call["eps"]
+        return False
+    for name in ("momentum", "eps", "cudnn_enabled"):
+        try:
+            call[name]
+        except KeyError:
+            continue
+    if "no_update" in call_name or "with_update" in call_name:
+        return True
+    for name in ("training", "train"):
+        try:
+            return bool(call[name])
+        except KeyError:
+            continue
+    return True
+
+
+def _channels(parameter: Expression, rank: int) -> Expression:
+    """A parameter of one number a channel, shaped so that it lies along dimension 1."""
+    return Reshape(parameter, (parameter.shape[0], *(1,) * (rank - 2)))
+
+
+def instance_norm(call: Call) -> Expression:
+    """`instance_norm(x [N, C, ...])`: statistics of each channel of each sample, or given ones."""
+    value = call["input"]
+    rank = len(value.shape)
+    names = ("weight", "bias", "running_mean", "running_var")
+    parameters = [_channels(call[name], rank) for name in names if call[name] is not None]
+    own = call["use_input_stats"]
+    call["momentum"], call["eps"], call["cudnn_enabled"]
+    if own and call["running_mean"] is not None:
+        raise NotCovered("it updates running statistics")
+    return along("norm" if own else "linear", value, range(2, rank) if own else (), *parameters)
+
+
+def group_norm(call: Call) -> Result:
+    """`group_norm(x [N, C, ...], groups)` and `native_group_norm`: each group of channels."""
+    native = "native" in call.operator
+    value = call["input"]
+    groups = call["group"] if native else call["num_groups"]
+    for name in ("N", "C", "HxW") if native else ("cudnn_enabled",):
+        call[name]
+    call["eps"]
+    rank = len(value.shape)
+    batch, channels, *rest = value.shape
+    width = _width(channels, groups)
+    grouped = Reshape(value, (batch, groups, width, *rest))
+    inner = range(2, rank + 1)
+    normed = Reshape(along("norm", grouped, inner), value.shape)
+    parameters = [
+        _channels(call[name], rank) for name in ("weight", "bias") if call[name] is not None
+    ]
+    out = pointwise("linear", normed, *parameters)
+    statistics = reduction("statistic", grouped, inner)
+    return (out, *(statistics for _ in call.outputs[1:]))
+
+
+def _width(channels: object, groups: object) -> int:
+    if not isinstance(channels, int) or not isinstance(groups, int) or channels % groups:
+        raise NotCovered("a number of channels that groups do not divide")
+    return channels // groups
+
+
+def rms_norm(call: Call) -> Result:
+    """`rms_norm(x, normalized_shape, weight, eps)`, and its fused form with the statistic."""
+    value = call["input"]
+    rank, inner = len(value.shape), len(call["normalized_shape"])
+    dims = range(rank - inner, rank)
+    call["eps"]
+    parameters = [call["weight"]] if call["weight"] is not None else []
+    out = along("norm", value, dims, *parameters)
+    statistics = reduction("statistic", value, dims, keep=True)
+    return (out, *(statistics for _ in call.outputs[1:]))
+
+
+def cdist(call: Call) -> Expression:
+    """`cdist(x1 [..., P, M], x2 [..., R, M])` to [..., P, R]: every pair of rows."""
+    one, two = call["x1"], call["x2"]
+    call.tensors()
+    rank = len(call.shape)
+
+    def tags(value: Expression, row: int) -> tuple[int | str, ...]:
+        lead = range(rank - len(value.shape), rank - 2)
+        return (*lead, row, "width")
+
+    pair = (Operand(one, tags(one, rank - 2)), Operand(two, tags(two, rank - 1)))
+    return Reads(call.shape, pair, "statistic")
+
+
+def histogram(call: Call) -> Expression:
+    """`histc` and `bincount`: counts over all elements."""
+    return everything("statistic", call.shape, *call.tensors())
+
+
+def quantize_parameters(call: Call) -> tuple[Expression, ...]:
+    """Dynamic scales and zero points: one a tensor, or one a token (over the last dimension)."""
+    (value, *_) = call.tensors()
+    if "per_token" in call.operator:
+        last = len(value.shape) - 1
+        return tuple(reduction("statistic", value, (last,), keep=True) for _ in call.outputs)
+    return tuple(everything("statistic", output.shape, value) for output in call.outputs)
+
+
+def pool_whole(call: Call) -> Expression:
+    """Adaptive pooling: each element reads a window, counted as all of the spatial dimensions."""
+    value, *_ = call.tensors()
+    rank, spatial = len(value.shape), int(call.operator.partition("pool")[2][0])
+    tags = tuple(dim if dim < rank - spatial else f"window{dim}" for dim in range(rank))
+    return Reads(call.shape, (Operand(value, tags),), "window")
+
+
+def windows(spatial: int) -> Rule:
+    """Operators that read windows of the last `spatial` dimensions; all of them, to be safe."""
+
+    def rule(call: Call) -> Result:
+        value, *others = call.tensors()
+        results = []
+        for output in call.outputs:
+            rank = len(output.shape)
+            tags = tuple(d if d < rank - spatial else f"window{d}" for d in range(rank))
+            results.append(Reads(output.shape, (Operand(value, tags),), "window"))
+        if others:
+            raise NotCovered("a second tensor")
+        return tuple(results)
+
+    return rule
+
+
+def grid_sample(call: Call) -> Expression:
+    """`grid_sampler(x [N, C, ...], grid [N, ..., n])`: each place reads its sample's image."""
+    value, grid = call["input"], call["grid"]
+    call.tensors()
+    rank = len(value.shape)
+    image = Operand(value, (0, 1, *(f"window{dim}" for dim in range(2, rank))))
+    places = Operand(grid, (0, *range(2, rank), "coordinate"))
+    return Reads(call.shape, (image, places), "window")
+
+
+def glu(call: Call) -> Expression:
+    """`glu(x, dim)`: one half gates the other."""
+    value = call["self"]
+    dim = call.dim(call["dim"], len(value.shape))
+    size = call.shape[dim]
+    halves = (Slice(value, dim, 0, 1, size), Slice(value, dim, size, 1, size))
+    return pointwise("nonlinear", *halves)
+
+
+def fft(call: Call) -> Expression:
+    """Fourier transforms along `dim`, whose size may change."""
+    value = call["self"]
+    call.tensors()
+    dims = call.dims(call["dim"], len(value.shape))
+    tags = tuple(f"whole{d}" if d in dims else d for d in range(len(value.shape)))
+    return Reads(call.shape, (Operand(value, tags),), "transform")
+
+
+def renorm(call: Call) -> Expression:
+    """`renorm(x, p, dim, maxnorm)`: norms over all other dimensions."""
+    value = call["self"]
+    call.tensors()
+    rank = len(value.shape)
+    kept = call["dim"] % rank
+    return along("norm", value, [dim for dim in range(rank) if dim != kept])
+
+
+def _each(rule: Rule, operators: str) -> dict[str, Rule]:
+    return {f"aten.{name}": rule for name in operators.split()}
+
+
+WINDOWS = {
+    1: """max_pool1d.default avg_pool1d.default upsample_nearest1d.default upsample_linear1d.default
+        upsample_nearest1d.vec upsample_linear1d.vec""",
+    2: """max_pool2d.default max_pool2d_with_indices.default avg_pool2d.default
+        upsample_nearest2d.default upsample_nearest2d.vec upsample_bilinear2d.default
+        upsample_bilinear2d.vec upsample_bicubic2d.default upsample_bicubic2d.vec
+        _upsample_nearest_exact2d.default _upsample_bilinear2d_aa.default
+        _upsample_bilinear2d_aa.vec _upsample_bicubic2d_aa.default _upsample_bicubic2d_aa.vec
+        _upsample_nearest_exact2d.vec""",
+    3: """max_pool3d.default max_pool3d_with_indices.default avg_pool3d.default
+        upsample_nearest3d.default upsample_nearest3d.vec upsample_trilinear3d.vec""",
+}
+
+RULES: dict[str, Rule] = (
+    {f"aten.{name}": _reduce(kind) for kind, ops in REDUCTIONS.items() for name in ops.split()}
+    | {f"aten.{name}": _along(kind) for kind, ops in ALONG.items() for name in ops.split()}
+    | {f"aten.{name}": windows(n) for n, ops in WINDOWS.items() for name in ops.split()}
+    | _each(topk, "topk.default")
+    | _each(layer_norm, "layer_norm.default native_layer_norm.default")
+    | _each(
+        batch_norm,
+        """batch_norm.default native_batch_norm.default _native_batch_norm_legit.default
+        _native_batch_norm_legit.no_stats _native_batch_norm_legit_functional.default
+        _native_batch_norm_legit_no_training.default
+        _batch_norm_with_update_functional.default _batch_norm_no_update.default""",
+    )
+    | _each(instance_norm, "instance_norm.default")
+    | _each(group_norm, "group_norm.default native_group_norm.default")
+    | _each(rms_norm, "rms_norm.default _fused_rms_norm.default")
+    | _each(cdist, "cdist.default _cdist_forward.default")
+    | _each(histogram, "histc.default bincount.default pdist.default _pdist_forward.default")
+    | _each(
+        pool_whole,
+        """adaptive_avg_pool1d.default adaptive_avg_pool2d.default
+        _adaptive_avg_pool2d.default adaptive_avg_pool3d.default _adaptive_avg_pool3d.default""",
+    )
+    | _each(windows(2), "adaptive_max_pool2d.default")
+    | _each(grid_sample, "grid_sampler.default grid_sampler_2d.default grid_sampler_3d.default")
+    | _each(glu, "glu.default")
+    | _each(fft, "_fft_r2c.default _fft_c2c.default _fft_c2r.default fft_rfft.default")
+    | _each(renorm, "renorm.default")
+)
