@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from planish.ir.errors import PlanishError
+from planish.lowering.lock import hold
 
 MANIFEST = "planish.json"
 MEASUREMENTS = "measurements.json"
@@ -143,7 +144,8 @@ def writing(folder: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `folder` on leaving without an exception.
 
     It lies beside `folder`, so that renaming it is one step; until then, what was at `folder`
-    stays, and an interrupted run leaves it as it was.
+    stays, and an interrupted run leaves it as it was. Of several runs at once each fills a folder
+    of its own, and the last to end stays.
 
     Raises:
         NotOurs: if `folder` may not be replaced.
@@ -152,19 +154,24 @@ def writing(folder: Path) -> Iterator[Path]:
     check_target(folder)
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(folder)
-    staging = Path(tempfile.mkdtemp(prefix=_aside(folder, "new"), dir=folder.parent))
-    try:
-        yield staging
-        _swap(staging, folder)
-    except (OSError, SafetensorError) as error:
-        if not _is_full(error):
-            raise
-        raise NoSpace(
-            f"{folder}: the disk filled up while writing; what was there before is untouched."
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with ExitStack() as held:
+        with hold(folder.parent, wait=True):
+            _clear_leftovers(folder)
+            staging = Path(tempfile.mkdtemp(prefix=_aside(folder, "new"), dir=folder.parent))
+            held.enter_context(hold(staging))
+        try:
+            yield staging
+            with hold(folder.parent, wait=True):
+                check_target(folder)  # again: it may have come up meanwhile
+                _swap(staging, folder)
+        except (OSError, SafetensorError) as error:
+            if not _is_full(error):
+                raise
+            raise NoSpace(
+                f"{folder}: the disk filled up while writing; what was there before is untouched."
+            ) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _aside(folder: Path, what: str) -> str:
@@ -184,7 +191,9 @@ def _clear_leftovers(folder: Path) -> None:
             (path / "old").rename(folder)
         shutil.rmtree(path, ignore_errors=True)
     for path in _left(folder, "new"):
-        shutil.rmtree(path, ignore_errors=True)
+        with hold(path) as abandoned:
+            if abandoned:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _left(folder: Path, what: str) -> list[Path]:

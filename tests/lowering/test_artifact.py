@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,6 +90,44 @@ def test_leftovers_of_killed_runs_go(tmp_path: Path) -> None:
     _write(tmp_path / "out", "one")
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [".planish-out-new-new-abcd_123", "out"]
+
+
+def test_two_runs_at_once_leave_each_other_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with artifact.writing(out) as first:
+        (first / "half").write_text("first")
+        _write(out, "second")
+        artifact.verify(out)
+        assert (first / "half").read_text() == "first"
+        artifact.write_json(first / MANIFEST, {"format": artifact.FORMAT})
+    assert (out / "half").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from planish.lowering import artifact
+with artifact.writing(Path(sys.argv[1])) as staging:
+    (staging / "half").write_text("...")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_held_goes(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path / "out")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    _write(tmp_path / "out", "one")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_came_up_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(NotOurs), artifact.writing(out):  # noqa: PT012
+        out.mkdir()
+        (out / "cat.png").write_text("meow")
+    assert [path.name for path in out.iterdir()] == ["cat.png"]
 
 
 def test_what_a_run_killed_between_two_renames_moved_away_comes_back(tmp_path: Path) -> None:
