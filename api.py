@@ -65,7 +65,7 @@ class Result:
         self,
         output: str | Path,
         *,
-        target: Target = "onnx",
+        target: Target | None = None,
         opset_only: bool = False,
         progress: Callable[[str], None] = lambda _: None,
     ) -> Result:
@@ -74,6 +74,12 @@ class Result:
         It holds `onnx/` or `torch/`, a Hugging Face checkpoint where one can hold the result,
         `planish.json`, `recipe.yaml` and `report.html`. It is written aside and renamed into
         place: a failure leaves what was there before.
+
+        Args:
+            output: a folder, new or an artifact to be replaced.
+            target: `"onnx"` or `"torch"`; the recipe's own word by default.
+            opset_only: leave out the operators of `com.microsoft`.
+            progress: told what begins.
 
         Returns:
             This result, with `folder`, `files` and `notes` filled in.
@@ -85,7 +91,11 @@ class Result:
         """
         this: Any = self  # type checkers may see this file under two names
         made: Any = release.write(
-            this, Path(output), target=target, opset_only=opset_only, progress=progress
+            this,
+            Path(output),
+            target=target or self.recipe.target,
+            opset_only=opset_only,
+            progress=progress,
         )
         result: Result = made
         return result
@@ -159,7 +169,7 @@ def optimize(
     inputs: Mapping[str, Tensor] | Sequence[Tensor] | Tensor | None = None,
     samples: Samples | None = None,
     output: str | Path | None = None,
-    target: Target = "onnx",
+    target: Target | None = None,
     isolation: Isolation | None = None,
     opset_only: bool = False,
     progress: Callable[[str], None] = lambda _: None,
@@ -174,7 +184,8 @@ def optimize(
         samples: batches of inputs by name, or a file of text (`.txt`, `.jsonl`, `.parquet`) for a
             model with a tokenizer. Passes are checked, and calibrated, on them.
         output: a folder to write, new or an artifact to be replaced.
-        target: `"onnx"` for ONNX Runtime, `"torch"` to run the program eagerly.
+        target: `"onnx"` for ONNX Runtime, `"torch"` to run the program eagerly; the recipe's own
+            word by default.
         isolation: what to ask of the result; the recipe's own word by default.
         opset_only: leave out the operators of `com.microsoft` that ONNX Runtime runs fast.
         progress: told what begins.

@@ -87,7 +87,10 @@ def convert(
         Path,
         Option("--output", "-o", help="The folder to write: new, or an artifact to replace."),
     ],
-    target: Annotated[str, Option(help="onnx (ONNX Runtime) or torch (run eagerly).")] = "onnx",
+    target: Annotated[
+        str | None,
+        Option(help="onnx (ONNX Runtime) or torch (run eagerly); the recipe's word by default."),
+    ] = None,
     samples: Annotated[
         Path | None, Option(help="Text (.txt, .jsonl, .parquet) to check and calibrate on.")
     ] = None,

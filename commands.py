@@ -36,7 +36,7 @@ WRITING = 4
 class Conversion:
     """The options of `convert` besides model, recipe and output."""
 
-    target: str = "onnx"
+    target: str | None = None
     samples: Path | None = None
     isolation: str | None = None
     input_shapes: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ def convert(
 ) -> api.Result:
     """Run a recipe and write the artifact, with a bar over the stages."""
     for name, value, allowed in (
-        ("--target", options.target, get_args(api.Target)),
+        ("--target", options.target, (None, *get_args(api.Target))),
         ("--isolation", options.isolation, (None, *get_args(api.Isolation))),
     ):
         if value not in allowed:

@@ -22,8 +22,10 @@ def print_json(value: Any) -> None:
 
 
 def print_error(error: BaseException) -> None:
-    """Write an error as one paragraph to standard error."""
-    err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+    """Write an error to standard error: one paragraph, or an indented list of several lines."""
+    lines = str(error).splitlines()
+    text = f"error: {error}" if len(lines) < 2 else "\n  ".join(["error:", *lines])
+    err.print(text, style="bold red", markup=False, soft_wrap=True)
 
 
 def size(nbytes: float) -> str:

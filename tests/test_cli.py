@@ -91,6 +91,30 @@ def test_json_is_for_machines(model: Path, recipe: Path, tmp_path: Path, run: Ru
     assert "quantize_weights" in json.loads(run("passes", "--json").out)
 
 
+@pytest.mark.parametrize("asked", [None, "onnx"])
+def test_the_target_is_the_recipe_s_unless_told(
+    asked: str | None, model: Path, tmp_path: Path, run: Run
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("target: torch\n" + W4)
+    options = ("--target", asked) if asked else ()
+    out = tmp_path / "out"
+    assert run("convert", model, "-r", tmp_path / "recipe.yaml", "-o", out, *options).code == 0
+    expected = asked or "torch"
+    assert artifact.read_manifest(out)["target"] == expected
+    assert {(out / name).is_dir() for name in ("onnx", "torch") if name != expected} == {False}
+    assert (out / expected).is_dir()
+
+
+def test_several_mistakes_stand_one_below_another(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(W4.replace("bits: 4", "bit: 4") + "targt: torch\n")
+    ran = run("recipes", "show", path)
+    first, *lines = ran.err.splitlines()
+    assert (ran.code, first) == (2, "error:")
+    assert len(lines) == 3
+    assert all(line.startswith(f"  {path}:") for line in lines)
+
+
 def _without_config(folder: Path) -> str:
     (folder / "config.json").unlink()
     return "holds no config.json"
