@@ -20,7 +20,7 @@ from planish.lowering.artifact import check_target
 from planish.passes import name_of
 from planish.passes.contract import Pass
 from planish.passes.pipeline import UNANALYSED, Step, apply
-from planish.samples import as_samples
+from planish.samples import as_samples, default_samples
 
 Target = Literal["onnx", "torch"]
 Isolation = Literal["bitwise", "enforce", "warn", "off"]
@@ -124,6 +124,8 @@ def capture(
 ) -> Program:
     """Capture a model as a program.
 
+    A checkpoint with a tokenizer brings samples of plain English along, others of random tokens.
+
     Args:
         model: an `nn.Module` in evaluation mode, a model of transformers, the folder of a
             Hugging Face checkpoint, a `.gguf` file, or the name of a model on the hub.
@@ -148,9 +150,12 @@ def capture(
         return from_module(model, inputs, batch_axis=batch_axis, dynamic=dynamic)
     if inputs is not None:
         raise BadCall("inputs= is for nn.Modules; models of transformers bring their own.")
-    if isinstance(model, nn.Module):
-        return capture_model(model, _folder_of(model))  # type: ignore[arg-type]
-    return from_checkpoint(model)
+    program = (
+        capture_model(model, _folder_of(model))  # type: ignore[arg-type]
+        if isinstance(model, nn.Module)
+        else from_checkpoint(model)
+    )
+    return dataclasses.replace(program, samples=default_samples(program))
 
 
 def _is_transformers(model: nn.Module) -> bool:

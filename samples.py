@@ -1,9 +1,11 @@
-"""Calibration samples: from a file of text, or from batches that the caller has."""
+"""Calibration samples: from a text of ours, a file of text, or batches that the caller has."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,14 +13,22 @@ from torch import Tensor
 from planish.ir.errors import PlanishError
 from planish.ir.program import Program, Sample
 from planish.ir.sizes import evaluate
-from planish.runtime.texts import read_text
-from planish.runtime.tokenizer import Tokenizer
+from planish.runtime.causal import state_names
+from planish.runtime.texts import BETWEEN, read_text
+from planish.runtime.tokenizer import NoTokenizer, Tokenizer
 
 LENGTH = 256
 """Tokens a sample, when samples are cut from a text."""
 
 COUNT = 4
 """Samples cut from a text. Checks run the model on each, before and after every pass."""
+
+
+DEFAULT_TEXT = Path(__file__).parent / "samples.txt"
+"""What samples are made of where the caller gives none: paragraphs of plain English, our own."""
+
+DEFAULT_LENGTH, DEFAULT_MORE = 48, 4
+"""Tokens of each paragraph in the default sample, and in the sample that continues it."""
 
 
 class BadSamples(PlanishError):
@@ -56,17 +66,67 @@ def as_samples(
     return tuple(_inputs(program, row) for row in rows)
 
 
-def _inputs(program: Program, tokens: Tensor) -> Sample:
-    """All inputs of a program for rows of tokens without padding or cache."""
+def default_samples(program: Program) -> tuple[Sample, ...]:
+    """Samples of plain English for a program that was captured with a tokenizer.
+
+    Random tokens are nothing that a language model has learned anything about, so errors measured
+    on them say little. A model with a cache has a second sample, which continues the first over
+    the state that it left.
+
+    Args:
+        program: as captured.
+
+    Returns:
+        The program's own samples where no tokenizer fits it.
+    """
+    folder = program.source.folder
+    if folder is None or not program.samples or "input_ids" not in program.samples[0]:
+        return program.samples
+    try:
+        tokenizer = Tokenizer(folder)
+    except NoTokenizer:
+        return program.samples
+    texts = read_text(DEFAULT_TEXT).strip().split(BETWEEN)
+    rows = [tokenizer.encode(text) for text in texts]
+    longest = min([DEFAULT_LENGTH + DEFAULT_MORE, *map(len, rows), *_bounds(program)])
+    tokens = torch.tensor([row[:longest] for row in rows])
+    if longest <= DEFAULT_MORE or int(tokens.max()) >= _vocabulary(program):
+        return program.samples
+    states = state_names((spec.name for spec in program.inputs), program.outputs)
+    if not states:
+        return (_inputs(program, tokens),)
+    first = _inputs(program, tokens[:, :-DEFAULT_MORE])
+    left = program.run(**first)
+    more = _inputs(program, tokens[:, -DEFAULT_MORE:], past=longest - DEFAULT_MORE)
+    return first, {**more, **{past: left[present] for past, present in states.items()}}
+
+
+def _bounds(program: Program) -> list[int]:
+    """The most tokens that the model reads, where there is a bound."""
+    return [size.max for size in program.sizes if size.name in {"T", "S"} and size.max is not None]
+
+
+def _vocabulary(program: Program) -> float:
+    """How many tokens the model knows; a folder may hold the tokenizer of another."""
+    for node in program.nodes(torch.ops.aten.embedding.default):
+        table: Any = node.args[0]
+        tokens: Any = node.args[1]
+        if tokens.op == "placeholder" and tokens.target == "input_ids":
+            return int(table.meta["val"].shape[0])
+    return math.inf
+
+
+def _inputs(program: Program, tokens: Tensor, past: int = 0) -> Sample:
+    """All inputs of a program for rows of tokens without padding, over a state of zeros."""
     batch, length = tokens.shape
-    values = {"B": batch, "T": length, "P": 0, "S": length}
+    values = {"B": batch, "T": length, "P": past, "S": length}
     filled: dict[str, Tensor] = {}
     for spec in program.inputs:
         shape = [evaluate(extent, values) for extent in spec.shape]
         if spec.name.endswith("input_ids"):
             filled[spec.name] = tokens
         elif spec.name == "position_ids":
-            filled[spec.name] = torch.arange(length).expand(shape).contiguous()
+            filled[spec.name] = (torch.arange(length) + past).expand(shape).contiguous()
         elif spec.name == "attention_mask":
             filled[spec.name] = torch.ones(shape, dtype=spec.dtype)
         else:

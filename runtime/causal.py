@@ -67,15 +67,15 @@ class LanguageModel(Protocol):
         ...
 
 
-def state_names(inputs: Iterable[Value], outputs: Iterable[Value]) -> dict[str, str]:
-    """For each input that holds a state, the output that gives it back extended.
+def state_names(inputs: Iterable[str], outputs: Iterable[str]) -> dict[str, str]:
+    """For the name of each input that holds a state, the output that gives it back extended.
 
     Raises:
         NotCausal: if there is no such output.
     """
-    given = {value.name for value in outputs}
+    given = set(outputs)
     names = {}
-    for past in (value.name for value in inputs if value.name.startswith("past_")):
+    for past in (name for name in inputs if name.startswith("past_")):
         tail = past.removeprefix("past_")
         present = f"present{tail.removeprefix('key_values')}"
         names[past] = present if present in given else f"present_{tail}"

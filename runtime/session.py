@@ -226,7 +226,8 @@ class Session:
                 "captured with their cache do. Call run with its inputs instead: "
                 f"{'; '.join(map(str, self.inputs))}."
             )
-        return state_names(self.inputs, self.outputs)
+        given, gives = ([value.name for value in side] for side in (self.inputs, self.outputs))
+        return state_names(given, gives)
 
     @cached_property
     def _ends(self) -> frozenset[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import planish
+from planish.samples import DEFAULT_TEXT
 
 ROOT = Path(__file__).parent.parent
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -41,6 +42,11 @@ def test_every_data_file_is_shipped(folder: Path) -> None:
     ]
     names = [path.relative_to(ROOT).as_posix() for path in files]
     assert [name for name in names if not any(fnmatch(name, each) for each in patterns)] == []
+
+
+def test_the_default_text_is_shipped() -> None:
+    assert DEFAULT_TEXT.name in CONFIG["tool"]["setuptools"]["package-data"]["planish"]
+    assert DEFAULT_TEXT.is_file()
 
 
 def test_type_checkers_see_every_source() -> None:

@@ -15,7 +15,7 @@ from planish.lowering.artifact import BadArtifact
 from planish.runtime.backend import CannotOpen, RunFailed
 from planish.runtime.causal import NotCausal, state_names
 from planish.runtime.session import Session
-from planish.runtime.values import BadInput, Value
+from planish.runtime.values import BadInput
 
 
 def test_describes_inputs_and_outputs(artifacts: dict[str, Path], recurrent: Path) -> None:
@@ -151,13 +151,10 @@ def test_bfloat16_is_float32_outside(tmp_path: Path) -> None:
 
 
 def test_states_are_matched_by_name() -> None:
-    def values(*names: str) -> list[Value]:
-        return [Value(name, "float32", ("batch",)) for name in names]
-
-    inputs = values("input_ids", "past_key_values.0.key", "past_conv.0")
-    assert state_names(inputs, values("logits", "present.0.key", "present_conv.0")) == {
+    inputs = ("input_ids", "past_key_values.0.key", "past_conv.0")
+    assert state_names(inputs, ("logits", "present.0.key", "present_conv.0")) == {
         "past_key_values.0.key": "present.0.key",
         "past_conv.0": "present_conv.0",
     }
     with pytest.raises(NotCausal, match=r"past_conv\.0"):
-        state_names(inputs, values("logits", "present.0.key"))
+        state_names(inputs, ("logits", "present.0.key"))

@@ -1,0 +1,90 @@
+"""The samples that models get where the caller gives none."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from planish import api
+from planish.ir.capture.huggingface import from_checkpoint
+from planish.ir.program import Program
+from planish.lowering import artifact
+from planish.runtime.tokenizer import Tokenizer
+from planish.samples import DEFAULT_LENGTH, DEFAULT_MORE, DEFAULT_TEXT, default_samples
+
+WHOLE = DEFAULT_LENGTH + DEFAULT_MORE
+
+
+@pytest.fixture(scope="module")
+def program(checkpoint: Path) -> Program:
+    return api.capture(checkpoint)
+
+
+def test_they_are_text_and_its_continuation(program: Program, checkpoint: Path) -> None:
+    first, more = program.samples
+    read = torch.cat([first["input_ids"], more["input_ids"]], dim=1)
+    tokenizer = Tokenizer(checkpoint)
+    paragraphs = DEFAULT_TEXT.read_text().strip().split("\n\n")
+    assert read.tolist() == [tokenizer.encode(text)[:WHOLE] for text in paragraphs]
+    fresh = {name: first[name][:, :, :0] for name in first if name.startswith("past_")}
+    whole = program.run(
+        input_ids=read,
+        attention_mask=torch.ones_like(read),
+        position_ids=torch.arange(WHOLE).expand(read.shape).contiguous(),
+        **fresh,
+    )
+    continued = program.run(**more)
+    torch.testing.assert_close(
+        continued["logits"], whole["logits"][:, -DEFAULT_MORE:], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_same_bytes_twice(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        api.optimize(checkpoint, "w8a16", output=tmp_path / name, target="torch", isolation="off")
+    one, two = (artifact.files_of(tmp_path / name) for name in ("one", "two"))
+    assert one == two
+    manifests = [(tmp_path / name / artifact.MANIFEST).read_bytes() for name in ("one", "two")]
+    assert manifests[0] == manifests[1]
+
+
+def test_an_encoder_has_one(
+    tokenizer: transformers.PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    config = transformers.BertConfig(
+        vocab_size=260,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=20,
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (sample,) = api.capture(tmp_path).samples
+    assert sample["input_ids"].shape == (4, 20)  # no longer than the model reads
+    assert set(sample) == {"input_ids", "attention_mask", "token_type_ids"}
+
+
+def test_random_tokens_where_no_tokenizer_fits(checkpoint: Path, tmp_path: Path) -> None:
+    without = tmp_path / "without"
+    without.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(checkpoint / name, without)
+    plain = from_checkpoint(without)
+    assert default_samples(plain) is plain.samples
+    small = transformers.LlamaConfig(
+        vocab_size=90,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    other = tmp_path / "other"
+    transformers.LlamaForCausalLM(small).save_pretrained(other)
+    for path in checkpoint.glob("tokenizer*"):
+        shutil.copy(path, other)
+    program = from_checkpoint(other)  # whose tokenizer has more tokens than the model
+    assert default_samples(program) is program.samples
