@@ -48,7 +48,7 @@ def run(output: Path, *, quick: bool) -> int:
         speed = bench(
             session,
             model,
-            batch_sizes=(1,) if quick else (1, 4, 16),
+            batch_sizes=(1,) if quick else (1, 4),
             rounds=2 if quick else 3,
             progress=bar,
         )

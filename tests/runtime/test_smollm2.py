@@ -1,6 +1,9 @@
 """A real language model: its float32 export says what transformers says."""
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+import planish
 from planish import assets
 from planish.ir.capture.huggingface import from_checkpoint
 from planish.lowering.onnx.lower import lower
@@ -58,3 +62,44 @@ def test_answers_in_a_conversation(session: Session) -> None:
     found = session.generate("What is the capital of France?", chat=True, max_new_tokens=32)
     assert "Paris" in found.text
     assert found.finish == "end"
+
+
+NEXT_TOKENS = """
+import json, sys, torch, transformers
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
+found = []
+for prompt in json.loads(sys.argv[2]):
+    with torch.no_grad():
+        logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
+    best = logits.topk(2)
+    found.append([best.indices[0].item(), (best.values[0] - best.values[1]).item()])
+print(json.dumps(found))
+"""
+"""What transformers says comes next, and by how much it prefers it, in a process of its own."""
+
+
+def test_in_4_bits_the_checkpoint_and_the_onnx_model_say_what_comes_next(
+    smollm2: Path, tmp_path: Path
+) -> None:
+    """Up to the kernel's rounding of activations, which decides only where two tokens are close."""
+    planish.optimize(smollm2, "w4a16", output=tmp_path / "out", isolation="off")
+    prompts = [
+        *PROMPTS,
+        "Water boils at a temperature of",
+        "Once upon a time",
+        "1, 2, 3, 4,",
+        "Dear Sir or Madam,",
+        "import numpy as",
+        "The opposite of hot is",
+    ]
+    script = [sys.executable, "-c", NEXT_TOKENS, str(tmp_path / "out"), json.dumps(prompts)]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    expected = json.loads(done.stdout.splitlines()[-1])
+    session = planish.load(tmp_path / "out")
+    found = [session.generate(prompt, max_new_tokens=1).tokens[0] for prompt in prompts]
+    clear = [
+        (one, token) for one, (token, margin) in zip(found, expected, strict=True) if margin > 0.25
+    ]
+    assert len(clear) >= 8
+    assert all(one == token for one, token in clear)
