@@ -55,7 +55,10 @@ Recipe = Annotated[
 Json = Annotated[bool, Option("--json", help="Print the result as JSON on standard output.")]
 Against = Annotated[
     str | None,
-    Option(help="What to compare with: another artifact, or a checkpoint run by transformers."),
+    Option(
+        help="What to compare with: another artifact, a checkpoint run by transformers, or "
+        "package.module:function that returns an nn.Module."
+    ),
 ]
 
 

@@ -53,17 +53,26 @@ def resolve(model: str, input_shapes: Sequence[str] = ()) -> api.Model:
     """
     if (Path(model) / GRAPH_FILE).is_file():
         return Program.load(model)
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", model) or Path(model).exists():
+    if not _is_function(model):
         return model
-    module, _, function = model.partition(":")
-    try:
-        made = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise BadUsage(f"{model}: {error}.") from error
+    made = _called(model)
     if isinstance(made, tuple):
         return api.capture(*made)
     inputs = [_example(shape) for shape in input_shapes]
     return api.capture(made, inputs or None)
+
+
+def _is_function(model: str) -> bool:
+    named = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", model)
+    return named is not None and not Path(model).exists()
+
+
+def _called(model: str) -> Any:
+    module, _, function = model.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise BadUsage(f"{model}: {error}.") from error
 
 
 def _example(shape: str) -> torch.Tensor:
@@ -171,9 +180,12 @@ def evaluate(
 
 
 def _against(name: str | None) -> Any:
-    """An artifact is opened as a session; anything else goes to transformers."""
+    """An artifact as a session, a user's own module as it is; the rest goes to transformers."""
     if name is not None and (Path(name) / "planish.json").is_file():
         return Session.open(name)
+    if name is not None and _is_function(name):
+        made = _called(name)
+        return made[0] if isinstance(made, tuple) else made
     return name
 
 

@@ -199,6 +199,13 @@ def _other_side(session: Session, against: Against) -> Side:
     side = opponent(against, session.provider, session.threads)
     if session.is_causal and isinstance(side, Session) and not side.is_causal:
         raise BadBenchmark(f"{side.label} does not generate, but {session.label} does.")
+    if not session.is_causal and isinstance(side, Session):
+        names, others = ([value.name for value in one.inputs] for one in (session, side))
+        if sorted(names) != sorted(others):
+            raise BadBenchmark(
+                f"{side.label} takes {', '.join(others)}, but {session.label} takes "
+                f"{', '.join(names)}: compare models that take the same inputs."
+            )
     return side
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from planish.runtime.causal import LanguageModel
-from planish.runtime.eager import Against, opponent
-from planish.runtime.evaluate import Progress
+from planish.runtime.eager import Against
+from planish.runtime.evaluate import Progress, sides
 from planish.runtime.scoring import log_likelihoods
 from planish.runtime.session import Session
 from planish.runtime.texts import BadFile, read_rows
@@ -99,15 +99,12 @@ def choose(
 
     Raises:
         BadFile: if the file cannot be read, or a line is no question.
+        planish.runtime.causal.NotCausal: if one of the models is no language model with a cache.
         planish.runtime.tokenizer.NoTokenizer: if the session's folder has none.
         planish.ir.capture.checkpoint.BadCheckpoint: if `against` cannot be loaded.
     """
     questions = read_questions(Path(file))[:max_questions]
-    models = (
-        [session]
-        if against is None
-        else [session, opponent(against, session.provider, session.threads)]
-    )
+    models = sides(session, against)
     found, *baselines = [
         accuracy(model, session.tokenizer, questions, progress) for model in models
     ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from planish.ir.errors import PlanishError
 from planish.runtime.causal import LanguageModel, Tokens
-from planish.runtime.eager import Against, opponent
+from planish.runtime.eager import Against, EagerModel, opponent
 from planish.runtime.scoring import score
 from planish.runtime.session import Session
 from planish.runtime.texts import read_text
@@ -93,19 +93,17 @@ def evaluate(
     Raises:
         BadWindow: if window, stride or text leave nothing to score.
         planish.runtime.texts.BadFile: if the text cannot be read.
+        planish.runtime.causal.NotCausal: if one of the models is no language model with a cache.
         planish.runtime.tokenizer.NoTokenizer: if the session's folder has none.
         planish.runtime.scoring.NotANumber: if a model gives NaN.
         planish.ir.capture.checkpoint.BadCheckpoint: if `against` cannot be loaded.
     """
+    session.check_causal()
     prefix = session.tokenizer.prefix
     tokens = np.array(session.tokenizer.encode_plain(read_text(text_file))[:max_tokens], np.int64)
     stride = window - len(prefix) if stride is None else stride
     _check(len(tokens), len(prefix), window, stride, session.context)
-    models = (
-        [session]
-        if against is None
-        else [session, opponent(against, session.provider, session.threads)]
-    )
+    models = sides(session, against)
     found, *baselines = [
         perplexity(model, tokens, window, stride, prefix, progress) for model in models
     ]
@@ -118,6 +116,22 @@ def evaluate(
         window=window,
         stride=stride,
     )
+
+
+def sides(session: Session, against: Against | None) -> list[Session | EagerModel]:
+    """The session and what it is compared with, if anything.
+
+    Raises:
+        planish.runtime.causal.NotCausal: if one is an artifact of no language model with a cache.
+        planish.ir.capture.checkpoint.BadCheckpoint: if `against` cannot be loaded.
+    """
+    session.check_causal()
+    if against is None:
+        return [session]
+    other = opponent(against, session.provider, session.threads)
+    if isinstance(other, Session):
+        other.check_causal()
+    return [session, other]
 
 
 def perplexity(

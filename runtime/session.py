@@ -114,6 +114,19 @@ class Session:
         names = {value.name for value in self.inputs}
         return "input_ids" in names and any(name.startswith("past_") for name in names)
 
+    def check_causal(self) -> None:
+        """Make sure that it is a language model that generates.
+
+        Raises:
+            NotCausal: if it is not.
+        """
+        if not self.is_causal:
+            raise NotCausal(
+                f"{self.folder} does not generate, nor can its perplexity or choices be measured: "
+                "only decoder-only language models that were captured with their cache do. Call "
+                f"run with its inputs instead: {'; '.join(map(str, self.inputs))}."
+            )
+
     @property
     def takes_padding(self) -> bool:
         """Whether the texts of a batch may differ in length."""
@@ -220,12 +233,7 @@ class Session:
 
     @cached_property
     def _state_names(self) -> dict[str, str]:
-        if not self.is_causal:
-            raise NotCausal(
-                f"{self.folder} does not generate: only decoder-only language models that were "
-                "captured with their cache do. Call run with its inputs instead: "
-                f"{'; '.join(map(str, self.inputs))}."
-            )
+        self.check_causal()
         given, gives = ([value.name for value in side] for side in (self.inputs, self.outputs))
         return state_names(given, gives)
 
@@ -263,6 +271,7 @@ class Session:
         return single, [self._tokens(prompt, chat) for prompt in ([prompts] if single else prompts)]
 
     def _tokens(self, prompt: Prompt, chat: bool) -> list[int]:
+        self.check_causal()  # rather than to complain of a tokenizer that it has no use for
         if not isinstance(prompt, str):
             return [int(token) for token in prompt]
         return self.tokenizer.encode_chat(prompt) if chat else self.tokenizer.encode(prompt)

@@ -256,6 +256,26 @@ def test_ctrl_c_leaves_the_old_artifact(
     artifact.verify(converted[1])
 
 
+def test_a_module_of_one_s_own(tmp_path: Path, run: Run) -> None:
+    out, module = tmp_path / "out", "support.models:convnet"
+    assert run("convert", module, "-r", "fold", "-o", out).code == 0
+    ran = run("bench", out, "--against", module, "--batch-size", 2, "--json")
+    told = json.loads(ran.out)
+    assert [row["phase"] for row in told["rows"]] == ["forward"]
+    assert "PyTorch eager" in told["against"]
+    (tmp_path / "text.txt").write_text("Some words.")
+    (tmp_path / "q.jsonl").write_text('{"question": "?", "choices": ["a", "b"], "answer": 0}')
+    for arguments in (
+        ("eval", out, "--text", tmp_path / "text.txt"),
+        ("eval", out, "--choices", tmp_path / "q.jsonl"),
+        ("generate", out, "hello"),
+    ):
+        ran = run(*arguments)
+        assert ran.code == 2
+        assert "does not generate" in ran.err
+        assert "Traceback" not in ran.err
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     with pytest.raises(PlanishError, match="no such folder"):
         cli.main(["--debug", "convert", f"{tmp_path}/none", "-r", "fold", "-o", f"{tmp_path}/out"])

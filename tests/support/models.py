@@ -172,3 +172,8 @@ def _inputs(family: Family) -> dict[str, Tensor]:
     if family.task == "Seq2SeqLM":
         text["decoder_input_ids"] = torch.randint(3, VOCABULARY, (BATCH, 4))
     return text
+
+
+def convnet() -> tuple[nn.Module, Tensor]:
+    """Build a convolution with BatchNorm, and images for it: a module of a user's own."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(), torch.rand(2, 3, 8, 8)
