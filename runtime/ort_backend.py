@@ -82,6 +82,10 @@ def _start(model: Path, provider: Provider, threads: int | None) -> Any:
     names = [f"{name}ExecutionProvider" for name in wanted]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised; warnings about the graph are not the user's
+    # On loading, products with dequantized weights become MatMulNBits, by default at level 4, which
+    # rounds activations to 8 bits: not what the file says. At 1 they stay float32. Files that name
+    # MatMulNBits themselves keep their own level.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -12,10 +13,14 @@ import transformers
 from onnx import parser
 
 from planish.lowering.artifact import BadArtifact
+from planish.lowering.onnx.lower import lower
+from planish.lowering.onnx.target import STANDARD
+from planish.passes.quantize_weights import QuantizeWeights
 from planish.runtime.backend import CannotOpen, RunFailed
 from planish.runtime.causal import NotCausal, state_names
 from planish.runtime.session import Session
 from planish.runtime.values import BadInput
+from support.captured import captured
 
 
 def test_describes_inputs_and_outputs(artifacts: dict[str, Path], recurrent: Path) -> None:
@@ -158,3 +163,13 @@ def test_states_are_matched_by_name() -> None:
     }
     with pytest.raises(NotCausal, match=r"past_conv\.0"):
         state_names(inputs, ("logits", "present.0.key"))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_standard_operators_leave_activations_alone(bits: Literal[4, 8], tmp_path: Path) -> None:
+    program = QuantizeWeights(bits=bits, group_size=32)(captured("bert", layers=1)[1])
+    lower(program, tmp_path / "onnx", STANDARD)
+    (sample,) = program.samples
+    expected = program.run(**sample)
+    for name, got in Session.open(tmp_path).run(**sample).items():
+        np.testing.assert_allclose(got, expected[name].numpy(), rtol=1e-4, atol=1e-5)
