@@ -12,6 +12,9 @@ import torch
 OpOverload = type(torch.ops.aten.add.Tensor)
 """The class of operators such as `aten.add.Tensor`."""
 
+HigherOrderOperator: Any = type(torch.ops.higher_order.cond).__base__
+"""The class of operators that take graphs, such as `cond`."""
+
 
 def is_operator(target: Any) -> TypeGuard[Any]:
     """Whether a node's target is an operator of torch, of any namespace."""

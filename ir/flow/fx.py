@@ -10,13 +10,16 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
 
-from planish.ir.flow.call import Call, apply
-from planish.ir.flow.graph import Flow, Node
+from planish.ir.flow import higher_order
+from planish.ir.flow.call import Call, NotCovered, apply
+from planish.ir.flow.graph import Flow, Node, State
 from planish.ir.flow.known import Known, Numbers, numbers, of
-from planish.ir.flow.polynomial import Count, Polynomial, product, quotient
-from planish.ir.flow.vocabulary import Expression, Fill, Shape, Value, everything
-from planish.ir.operators import is_operator, schema
+from planish.ir.flow.polynomial import Count, Polynomial, floor_quotient, product
+from planish.ir.flow.vocabulary import Expression, Fill, Opaque, Shape, Value, everything
+from planish.ir.operators import HigherOrderOperator, is_operator, schema
 from planish.ir.program import Program
 from planish.ir.rules.aten import LEARN, RULES
 
@@ -48,10 +51,12 @@ class Sizes:
 
     Args:
         names: for each of torch's symbols, the name to print.
+        ties: what is known of sizes besides: for a name, what it is equal to.
     """
 
-    def __init__(self, names: Mapping[str, str]) -> None:
+    def __init__(self, names: Mapping[str, str], ties: Mapping[str, Count] | None = None) -> None:
         self._names = dict(names)
+        self._ties = dict(ties or {})
         self._seen: dict[Any, Count] = {}
 
     def shape(self, tensor: Tensor) -> Shape:
@@ -72,7 +77,8 @@ class Sizes:
         if expression.is_Integer:
             return int(expression)
         if expression.is_Symbol:
-            return Polynomial.symbol(self._names.get(expression.name, expression.name))
+            name = self._names.get(expression.name, expression.name)
+            return self._ties.get(name, Polynomial.symbol(name))
         parts = [self.count(part) for part in expression.args]
         result = self._arithmetic(expression, parts)
         if result is None:
@@ -95,7 +101,7 @@ class Sizes:
         elif expression.is_Pow and isinstance(parts[1], int) and parts[1] > 0:
             result = product([parts[0]] * parts[1])
         elif type(expression).__name__ == "FloorDiv":
-            result = quotient(parts[0], parts[1])
+            result = floor_quotient(parts[0], parts[1])
         return result
 
 
@@ -157,12 +163,56 @@ class _FxCall(Call):
 class _Reader:
     """Walks one fx graph. Each torch value is a `Value`, a tuple of them, or a size."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, module: fx.GraphModule | None = None) -> None:
         self.sizes = sizes
+        self.module = module
         self.values: dict[fx.Node, Any] = {}
         self.known: dict[Value, Known] = {}
         self.nodes: list[Node] = []
         self.unknown: Counter[str] = Counter()
+        self.assertions = 0
+
+    def enter(self, node: fx.Node, name: str, tensor: Tensor | None = None) -> Value:
+        """The value of an input, or of a stored tensor, whose elements may be known."""
+        value: Value = self.value(name, node.meta["val"])
+        self.values[node] = value
+        known = stored_numbers(tensor) if tensor is not None else None
+        if known is not None:
+            self.known[value] = known
+        return value
+
+    def flow(
+        self,
+        inputs: Iterable[Value],
+        stored: Iterable[Value],
+        outputs: Mapping[str, fx.Node],
+        states: Iterable[State] = (),
+    ) -> Flow:
+        """What was read."""
+        return Flow(
+            tuple(inputs),
+            tuple(stored),
+            tuple(self.nodes),
+            {name: self.values[node] for name, node in outputs.items()},
+            tuple(states),
+            self.known,
+            dict(self.unknown),
+            assertions=self.assertions,
+        )
+
+    def nested(self, name: str) -> Flow:
+        """The flow of a nested graph, all of whose placeholders are inputs."""
+        graph = getattr(self.module, name)
+        inner = _Reader(self.sizes, graph)
+        inputs = []
+        for node in graph.graph.nodes:
+            if node.op == "placeholder":
+                inputs.append(inner.enter(node, node.name))
+            elif node.op == "call_function":
+                inner.call(node)
+        self.unknown.update(inner.unknown)
+        returned = enumerate(_returned(graph.graph))
+        return inner.flow(inputs, (), {str(number): node for number, node in returned})
 
     def value(self, name: str, meta: Any) -> Any:
         """A `Value` for what a node holds: a tensor, a size, or several."""
@@ -195,10 +245,14 @@ class _Reader:
         value = self.value(node.name, node.meta.get("val"))
         self.values[node] = value
         outputs = value if isinstance(value, tuple) else (value,)
+        if isinstance(node.target, HigherOrderOperator):
+            self._higher_order(node, outputs)
+            return
         if not is_operator(node.target):
             self._size_arithmetic(node, outputs)
             return
         if str(node.target).startswith(_SILENT):
+            self.assertions += str(node.target).startswith(_ASSERTIONS)
             return
         call = _FxCall(node, outputs, self.resolve, self.known)
         expressions: tuple[Expression, ...]
@@ -234,6 +288,17 @@ class _Reader:
     def _size_arithmetic(self, node: fx.Node, outputs: tuple[Value, ...]) -> None:
         self._add(node, str(node.target), outputs, tuple(Fill(one.shape) for one in outputs))
 
+    def _higher_order(self, node: fx.Node, outputs: tuple[Value, ...]) -> None:
+        name = str(node.target)
+        try:
+            expressions = higher_order.read(name, node.args, outputs, self.resolve, self.nested)
+        except NotCovered as problem:
+            self.unknown[name] += 1
+            operands = tuple(self.values[one] for one in node.all_input_nodes if one in self.values)
+            flat = tuple(one for one in operands if isinstance(one, Value))
+            expressions = tuple(Opaque(one.shape, flat, str(problem)) for one in outputs)
+        self._add(node, name, outputs, expressions)
+
     def _add(
         self,
         node: fx.Node,
@@ -260,8 +325,11 @@ _SIZE_QUERIES = frozenset(
     ]
 )
 
-_SILENT = ("aten._assert_tensor_metadata", "aten.sym_constrain_range")
-"""Checks of what is known when a graph is made; they read no data."""
+_ASSERTIONS = ("aten._assert_async", "aten._assert_scalar", "aten._functional_assert")
+"""Checks of values, which can stop a run but change no result."""
+
+_SILENT = ("aten._assert_tensor_metadata", "aten.sym_constrain_range", *_ASSERTIONS)
+"""Those, and checks of what is known when a graph is made."""
 
 
 def _decided_by_data(symbol: str) -> bool:
@@ -276,7 +344,7 @@ def _words(text: str) -> list[str]:
 def _is_of(known: Known, output: Value) -> bool:
     """Whether what is known fits the value's type: truth values for booleans, else integers."""
     if not isinstance(known, Numbers):
-        return output.dtype != torch.bool
+        return bool(output.dtype != torch.bool)
     truths = bool(output.dtype == torch.bool)
     return all(isinstance(x, bool) == truths for x in known.array.flat)
 
@@ -301,35 +369,71 @@ def stored_numbers(tensor: Tensor) -> Known | None:
     return numbers(tensor.tolist(), tuple(tensor.shape))
 
 
-def read_program(program: Program) -> Flow:
-    """The flow of a program."""
-    reader = _Reader(Sizes(program.shapes.names))
+def read_program(program: Program, ties: Mapping[str, Count] | None = None) -> Flow:
+    """The flow of a program.
+
+    Args:
+        program: what to read.
+        ties: for names of sizes, what they are equal to besides.
+    """
+    reader = _Reader(Sizes(program.shapes.names, ties))
     inputs: list[Value] = []
     stored: dict[str, Value] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            reader.values[node] = reader.value(str(node.target), node.meta["val"])
-            inputs.append(reader.values[node])
+            inputs.append(reader.enter(node, str(node.target)))
         elif node.op == "get_attr":
             name = str(node.target)
             if name not in stored:
-                stored[name] = reader.value(name, node.meta["val"])
-                known = stored_numbers(program.tensors[name])
-                if known is not None:
-                    reader.known[stored[name]] = known
+                stored[name] = reader.enter(node, name, program.tensors[name])
             reader.values[node] = stored[name]
         elif node.op == "call_function":
             reader.call(node)
-    outputs = _outputs(zip(program.outputs, program.output_nodes, strict=True), reader)
-    return Flow(
-        tuple(inputs),
-        tuple(stored.values()),
-        tuple(reader.nodes),
-        outputs,
-        known=reader.known,
-        unknown_operators=dict(reader.unknown),
-    )
+    outputs = zip(program.outputs, program.output_nodes, strict=True)
+    return reader.flow(inputs, stored.values(), dict(outputs))
 
 
-def _outputs(named: Iterable[tuple[str, fx.Node]], reader: _Reader) -> dict[str, Value]:
-    return {name: reader.values[node] for name, node in named}
+def read_exported(exported: ExportedProgram, ties: Mapping[str, Count] | None = None) -> Flow:
+    """The flow of an exported program, which has to be functional (`run_decompositions`).
+
+    What it writes to buffers and inputs are states. Nested graphs are read with it.
+    """
+    reader = _Reader(Sizes({}, ties), exported.graph_module)
+    signature = exported.graph_signature
+    specs = {spec.arg.name: spec for spec in signature.input_specs}
+    inputs: list[Value] = []
+    stored: dict[str, Value] = {}
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            spec = specs[node.name]
+            if spec.kind is InputKind.USER_INPUT:
+                if isinstance(node.meta.get("val"), Tensor):
+                    inputs.append(reader.enter(node, node.name))
+                continue
+            name = str(spec.target)
+            stored[name] = reader.enter(node, name, _tensor(exported, name))
+        elif node.op == "call_function":
+            reader.call(node)
+    results = zip(signature.output_specs, _returned(exported.graph), strict=True)
+    outputs: dict[str, fx.Node] = {}
+    states: list[State] = []
+    before = {one.name: one for one in (*inputs, *stored.values())}
+    for spec, node in results:
+        if not isinstance(node, fx.Node) or not isinstance(node.meta.get("val"), Tensor):
+            continue
+        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+            name = str(spec.target)
+            states.append(State(name, before[name], reader.values[node]))
+        else:
+            outputs[str(node.name)] = node
+    return reader.flow(inputs, stored.values(), outputs, states)
+
+
+def _tensor(exported: ExportedProgram, name: str) -> Tensor | None:
+    found = {**exported.state_dict, **exported.constants}.get(name)
+    return found if isinstance(found, Tensor) else None
+
+
+def _returned(graph: fx.Graph) -> tuple[Any, ...]:
+    returned = next(iter(reversed(graph.nodes))).args[0]
+    return (returned,) if isinstance(returned, fx.Node) else tuple(returned)

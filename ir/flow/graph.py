@@ -58,6 +58,7 @@ class Flow:
         known: what is known of values without running anything.
         unknown_operators: how often each operator without a rule occurs, nested graphs included.
         captured: values of enclosing graphs that this one reads.
+        assertions: how many checks of values can stop a run.
     """
 
     inputs: tuple[Value, ...]
@@ -68,3 +69,4 @@ class Flow:
     known: Mapping[Value, Known] = field(default_factory=dict)
     unknown_operators: Mapping[str, int] = field(default_factory=dict)
     captured: tuple[Value, ...] = ()
+    assertions: int = 0

@@ -124,6 +124,15 @@ def quotient(dividend: Count, divisor: Count) -> Count | None:
     return result
 
 
+def floor_quotient(dividend: Count, divisor: Count) -> Count | None:
+    """`dividend / divisor` rounded down, where that is a polynomial: `(2*B + 1) // 2` is `B`."""
+    exact = quotient(dividend, divisor)
+    if exact is None and isinstance(divisor, int) and divisor > 0:
+        constant = dict(_terms(dividend)).get((), 0)
+        exact = quotient(dividend - constant % divisor, divisor)
+    return exact
+
+
 def divides(divisor: Count, dividend: Count) -> bool:
     """Whether `divisor` divides `dividend` for every value of the symbols."""
     return quotient(dividend, divisor) is not None

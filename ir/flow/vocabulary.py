@@ -35,6 +35,17 @@ Tag = int | str
 lies along, or a name for one that is read whole (the same name on two operands: read together)."""
 
 
+class Unranked(tuple[Count, ...]):
+    """The shape of a value of which not even the number of dimensions is known."""
+
+    __slots__ = ()
+
+
+UNRANKED: Shape = Unranked()
+"""Looks empty; only `Opaque` makes values of this shape, so that no map ever holds for them, and
+a front end lets no rule see them: an operator that is given one is unknown."""
+
+
 class Expression:
     """What each element of a value reads. `shape` is the value's."""
 
@@ -164,12 +175,21 @@ class Opaque(Expression):
 
 @dataclass(frozen=True, eq=False)
 class Branch(Expression):
-    """Output `index` of one of several graphs, chosen by a predicate."""
+    """Output `index` of one of several graphs, chosen by a predicate.
+
+    Attributes:
+        shape: of the result.
+        predicate: what chooses.
+        bodies: the graphs, which take `operands`, and read values of the enclosing graph besides.
+        index: which output.
+        operands: what each body is given.
+    """
 
     shape: Shape
     predicate: Expression
     bodies: tuple[Flow, ...]
     index: int
+    operands: tuple[Expression, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,13 +198,15 @@ class Loop(Expression):
 
     Attributes:
         shape: of the result.
-        body: its inputs are the carried values, then `scanned`, one element each; its outputs are
-            the carried values, then values that are stacked, one element an iteration.
+        body: its inputs are the carried values, then `scanned`, one element each, then `fixed`;
+            its outputs are the carried values, then values that are stacked along a new first
+            dimension, one element an iteration.
         carried: the carried values before the first iteration.
         scanned: read element by element along their first dimension.
         condition: the output of `body`, if any, that decides whether to go on.
         trips: how many iterations at most, if that is data; None if sizes decide.
         index: which output; the carried ones come first.
+        fixed: given to every iteration alike.
     """
 
     shape: Shape
@@ -194,6 +216,7 @@ class Loop(Expression):
     condition: int | None = None
     trips: Expression | None = None
     index: int = 0
+    fixed: tuple[Expression, ...] = ()
 
 
 KINDS = {

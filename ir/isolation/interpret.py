@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 
 from planish.ir.flow.graph import Flow, Node
@@ -16,10 +16,11 @@ from planish.ir.flow.vocabulary import (
     Operand,
     Reads,
     Reshape,
+    Shape,
     Slice,
     Value,
 )
-from planish.ir.isolation import digits
+from planish.ir.isolation import control, digits
 from planish.ir.isolation.dependence import MANY, NOTHING, Cause, Dependence, Kind
 from planish.ir.isolation.digits import Map
 
@@ -50,16 +51,19 @@ class Interpreter:
     def __init__(self, given: Mapping[Value, Dependence]) -> None:
         self.dependences: dict[Value, Dependence] = dict(given)
         self._node = Node("", "", (), ())
+        self._inside = ""
+        self._nested: dict[Flow, tuple[Dependence, ...]] = {}  # of the node at work
 
     def run(self, flow: Flow) -> None:
         """Analyse every node, in order."""
         for node in flow.nodes:
             self._node = node
-            control = self._joined(self.dependences[value] for value in node.controls)
+            self._nested.clear()
+            host = self._joined(self.dependences[value] for value in node.controls)
             for output, expression in zip(node.outputs, node.expressions, strict=True):
                 found = self.of(expression)
-                if not control.on_nothing:
-                    found = found | self._controlled(control)
+                if not host.on_nothing:
+                    found = found | self.decided(host, "how all are computed")
                 self.dependences[output] = found
 
     def of(self, expression: Expression) -> Dependence:
@@ -70,9 +74,9 @@ class Interpreter:
             case Reads():
                 found = self._limited(self._reads(expression))
             case Reshape(value=value, shape=shape):
-                found = self._reshape(value, shape)
+                found = self.reshape(self.of(value), value.shape, shape)
             case Slice():
-                found = self._slice(expression)
+                found = self.slice(expression)
             case Concat():
                 found = self._limited(self._concat(expression))
             case Diagonal():
@@ -82,27 +86,47 @@ class Interpreter:
             case Opaque():
                 found = self._opaque(expression)
             case _:
-                raise TypeError(f"no rule for {type(expression).__name__}")
+                found = control.of(expression, self)
         return found
 
     def _joined(self, several: Iterable[Dependence]) -> Dependence:
         return reduce(lambda left, right: left | right, several, NOTHING)
 
-    def _cause(self, kind: Kind, why: str) -> Cause:
+    def cause(self, kind: Kind, why: str) -> Cause:
+        """A mixing at the node at work."""
         node = self._node
-        return Cause(kind, node.name, node.operator, why, node.where)
+        return Cause(kind, self.place, node.operator, why, node.where)
 
-    def _controlled(self, control: Dependence) -> Dependence:
-        """What follows from a number on the host that requests decided."""
-        causes = set(control.causes)
-        if control.maps:
-            causes.add(self._cause("control", "one request decides how all are computed"))
+    def decided(self, predicate: Dependence, what: str) -> Dependence:
+        """What follows from a number or a truth value that decides for all requests."""
+        causes = set(predicate.causes)
+        if predicate.maps:
+            causes.add(self.cause("control", f"one request decides {what}"))
         return Dependence(frozenset(), frozenset(causes))
+
+    def body(
+        self, flow: Flow, given: Sequence[Dependence], again: bool = False
+    ) -> tuple[Dependence, ...]:
+        """What the outputs of a nested graph depend on; analysed once a node, unless `again`."""
+        if again or flow not in self._nested:
+            outer, inside, nested = self._node, self._inside, self._nested
+            self._inside, self._nested = f"{inside}{outer.name}/", {}
+            self.dependences.update(zip(flow.inputs, given, strict=True))
+            self.run(flow)
+            self._node, self._inside, self._nested = outer, inside, nested
+            outputs = flow.outputs.values()
+            self._nested[flow] = tuple(self.dependences.get(one, NOTHING) for one in outputs)
+        return self._nested[flow]
+
+    @property
+    def place(self) -> str:
+        """The node at work, with the nodes whose graphs it is nested in."""
+        return self._inside + self._node.name
 
     def _limited(self, found: Dependence) -> Dependence:
         if len(found.maps) <= MANY:
             return found
-        cause = self._cause("value", f"each element reads more than {MANY} requests")
+        cause = self.cause("value", f"each element reads more than {MANY} requests")
         return Dependence(frozenset(), found.causes | {cause})
 
     def _reads(self, reads: Reads) -> Dependence:
@@ -116,7 +140,7 @@ class Interpreter:
             for one in found.maps:
                 kept, why = self._along(one, operand, reads)
                 if why is not None:
-                    causes.add(self._cause("value", why))
+                    causes.add(self.cause("value", why))
                 if kept is not None:
                     maps.add(kept)
             result = result | Dependence(frozenset(maps), frozenset(causes))
@@ -147,18 +171,18 @@ class Interpreter:
             return None, why
         return digits.moved(one, places), why
 
-    def _reshape(self, value: Expression, shape: tuple[Count, ...]) -> Dependence:
-        found = self.of(value)
+    def reshape(self, found: Dependence, before: Shape, shape: Shape) -> Dependence:
+        """What `found`, of a value of shape `before`, becomes under another shape."""
         if not found.maps:
             return found
         maps: set[Map] = set()
         causes = set(found.causes)
         for one in found.maps:
-            after = digits.reshaped(one, value.shape, shape)
+            after = digits.reshaped(one, before, shape)
             if after is None:
-                old, new = (", ".join(map(str, sizes)) for sizes in (value.shape, shape))
+                old, new = (", ".join(map(str, sizes)) for sizes in (before, shape))
                 why = f"a reshape from [{old}] to [{new}] cuts across the requests"
-                causes.add(self._cause("value", why))
+                causes.add(self.cause("value", why))
             else:
                 maps.add(after)
         return Dependence(frozenset(maps), frozenset(causes))
@@ -170,7 +194,8 @@ class Interpreter:
         maps = frozenset(digits.diagonal(one, *pair, rank) for one in found.maps)
         return Dependence(maps, found.causes)
 
-    def _slice(self, part: Slice) -> Dependence:
+    def slice(self, part: Slice) -> Dependence:
+        """What a slice depends on."""
         found = self.of(part.value)
         if not found.maps:
             return found
@@ -184,7 +209,7 @@ class Interpreter:
                 after = one
             if after is None:
                 why = f"a slice of {_dimension(part.dim, old)} takes parts of different requests"
-                causes.add(self._cause("value", why))
+                causes.add(self.cause("value", why))
             else:
                 maps.add(after)
         return Dependence(frozenset(maps), frozenset(causes))
@@ -230,7 +255,7 @@ class Interpreter:
         if repeating:
             return Dependence(steady | kept, causes)
         why = f"parts are joined along {_dimension(dim, total)}, along which requests lie"
-        return Dependence(steady, causes | {self._cause("value", why)})
+        return Dependence(steady, causes | {self.cause("value", why)})
 
     def _stacked(
         self,
@@ -255,7 +280,7 @@ class Interpreter:
         if content != "uninitialized":
             return NOTHING
         why = "memory is read as earlier requests left it"
-        return Dependence(frozenset(), frozenset({self._cause("state", why)}))
+        return Dependence(frozenset(), frozenset({self.cause("state", why)}))
 
     def _opaque(self, opaque: Opaque) -> Dependence:
         found = self._joined(self.of(operand) for operand in opaque.operands)
@@ -263,7 +288,7 @@ class Interpreter:
             return NOTHING
         kind: Kind = opaque.kind  # type: ignore[assignment]
         if found.maps:
-            return Dependence(frozenset(), found.causes | {self._cause(kind, opaque.why)})
+            return Dependence(frozenset(), found.causes | {self.cause(kind, opaque.why)})
         return Dependence(frozenset(), found.causes)
 
 

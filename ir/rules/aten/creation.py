@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from math import prod
+from typing import Any
+
+import torch
+
 from planish.ir.flow.call import Call, Learn, Rule
-from planish.ir.flow.known import Counting, Known, Numbers, numbers
+from planish.ir.flow.known import LARGEST, Counting, Known, Numbers, numbers
 from planish.ir.flow.polynomial import Polynomial
 from planish.ir.flow.vocabulary import Expression, Fill
 
@@ -51,13 +56,22 @@ def _arange(call: Call) -> Known | None:
 
 
 def _full(call: Call) -> Known | None:
-    value = call["fill_value"]
-    if isinstance(value, int | Polynomial):
-        if not call.shape:
-            return numbers(value)
-        if not isinstance(value, bool):
-            return Counting(value, (0,) * len(call.shape))
-    return None
+    return _filled(call, call["fill_value"])
+
+
+def _filled(call: Call, value: Any) -> Known | None:
+    """What is known of a tensor that has one value everywhere."""
+    if call.outputs[0].dtype == torch.bool and isinstance(value, int):
+        return numbers([bool(value)] * prod(_sizes(call)), call.shape) if _sizes(call) else None
+    if not isinstance(value, int | Polynomial) or isinstance(value, bool):
+        return None
+    return Counting(value, (0,) * len(call.shape)) if call.shape else numbers(value)
+
+
+def _sizes(call: Call) -> list[int]:
+    """The shape, if it is small and made of numbers; else nothing."""
+    sizes = [size for size in call.shape if isinstance(size, int)]
+    return sizes if len(sizes) == len(call.shape) and prod(sizes) <= LARGEST else []
 
 
 def _scalar(call: Call) -> Numbers | None:
@@ -66,7 +80,7 @@ def _scalar(call: Call) -> Numbers | None:
 
 
 def _same(value: int) -> Learn:
-    return lambda call: Counting(value, (0,) * len(call.shape)) if call.shape else None
+    return lambda call: _filled(call, value)
 
 
 LEARN: dict[str, Learn] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planish.ir.flow.call import Call, NotCovered, Result, Rule
-from planish.ir.flow.polynomial import quotient
+from planish.ir.flow.polynomial import Count, quotient
 from planish.ir.flow.vocabulary import (
     Expression,
     Fill,
@@ -103,7 +103,7 @@ def convolved(
     value: Expression,
     weight: Expression,
     bias: Expression | None,
-    groups: int,
+    groups: Count,
     shape: Shape,
     transposed: bool = False,
 ) -> Expression:
@@ -115,8 +115,6 @@ def convolved(
     spatial = len(weight.shape) - 2
     lead = len(shape) - spatial - 1
     inputs, outputs = value.shape[lead], shape[lead]
-    if not isinstance(groups, int) or groups < 1:
-        raise NotCovered("a number of groups that is data")
     width_in, width_out = quotient(inputs, groups), quotient(outputs, groups)
     if width_in is None or width_out is None:
         raise NotCovered("channels that groups do not divide")

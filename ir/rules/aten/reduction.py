@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planish.ir.flow.call import Call, NotCovered, Result, Rule
+from planish.ir.flow.polynomial import Count, quotient
 from planish.ir.flow.vocabulary import (
     Expression,
     Operand,
@@ -195,10 +196,11 @@ def group_norm(call: Call) -> Result:
     return (out, *(statistics for _ in call.outputs[1:]))
 
 
-def _width(channels: object, groups: object) -> int:
-    if not isinstance(channels, int) or not isinstance(groups, int) or channels % groups:
+def _width(channels: Count, groups: Count) -> Count:
+    width = quotient(channels, groups)
+    if width is None:
         raise NotCovered("a number of channels that groups do not divide")
-    return channels // groups
+    return width
 
 
 def rms_norm(call: Call) -> Result:

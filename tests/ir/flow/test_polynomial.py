@@ -2,7 +2,14 @@ import itertools
 
 import pytest
 
-from planish.ir.flow.polynomial import Count, Polynomial, quotient, row_strides, substitute
+from planish.ir.flow.polynomial import (
+    Count,
+    Polynomial,
+    floor_quotient,
+    quotient,
+    row_strides,
+    substitute,
+)
 
 B, H, T = (Polynomial.symbol(name) for name in "BHT")
 
@@ -44,6 +51,14 @@ def test_division_is_exact_or_nothing(
     dividend: Count, divisor: Count, result: Count | None
 ) -> None:
     assert quotient(dividend, divisor) == result
+
+
+def test_division_that_rounds_down() -> None:
+    assert floor_quotient(2 * B + 1, 2) == B
+    assert floor_quotient(6 * B * T - 1, 3) == 2 * B * T - 1
+    assert floor_quotient(B + 1, 2) is None
+    assert floor_quotient(7, 2) == 3
+    assert floor_quotient(B, 0) is None
 
 
 def test_division_undoes_multiplication() -> None:

@@ -27,7 +27,7 @@ def indices(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 
 def unravel(linear: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    index = []
+    index: list[int] = []
     for size in reversed(shape):
         index.insert(0, linear % size)
         linear //= size

@@ -1,0 +1,62 @@
+"""What would help against a finding."""
+
+from __future__ import annotations
+
+from planish.ir.isolation.dependence import Cause
+
+_BY_OPERATOR = (
+    (
+        (
+            "DynamicQuantize",
+            "choose_qparams",
+            "QAttention",
+            "linear_dynamic",
+            "MatMulIntegerToFloat",
+        ),
+        "compute one scale for each row instead of one for the whole tensor: the pass `isolate`, "
+        "or `planish audit --fix OUT.onnx` for an ONNX file",
+    ),
+    (
+        ("batch_norm", "BatchNormalization"),
+        "put the model into evaluation mode, so that running statistics are used: the pass "
+        "`isolate`, or `model.eval()` before the export",
+    ),
+    (
+        ("MeanVarianceNormalization",),
+        "set `axes` to the dimensions after the batch",
+    ),
+    (
+        ("softmax", "Softmax", "norm", "Norm"),
+        "normalize along a dimension of one request, not along the batch",
+    ),
+    (
+        ("cond", "If", "while_loop", "Loop"),
+        "decide for each request by a mask, or take a fixed number of steps",
+    ),
+    (
+        ("nonzero", "NonZero", "unique", "Unique", "Compress", "masked_select"),
+        "keep the shape and mask instead of picking rows",
+    ),
+    (("empty",), "start from zeros"),
+)
+
+_BY_KIND = {
+    "value": "keep to operators that read within one request, or declare the output with "
+    "--internal, the rows of a request with --owner-map, or another batch axis with --output-axis",
+    "control": "decide for each request by a mask instead of for the whole batch",
+    "state": "keep nothing between calls, or one slot for each request",
+    "shape": "keep sizes independent of the data",
+    "unknown": "declare what the operator reads with a contract, or replace it by operators that "
+    "have rules",
+}
+
+
+def fix_for(cause: Cause) -> str:
+    """Advice in one sentence."""
+    if cause.operator == "input":
+        return f"say --shared {cause.node} if all requests share it, or name its batch axis"
+    if cause.kind != "unknown":
+        for names, advice in _BY_OPERATOR:
+            if any(name in cause.operator for name in names):
+                return advice
+    return _BY_KIND[cause.kind]

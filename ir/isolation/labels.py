@@ -1,0 +1,213 @@
+"""Which rows belong to whom: what the auditor is told, never what the model file says.
+
+Unless told otherwise every input carries the batch along its first dimension, every row is a
+request of its own, and nothing is shared. Each of these is printed as an assumption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from planish.ir.errors import PlanishError
+from planish.ir.flow.graph import Flow
+from planish.ir.flow.polynomial import Count, Polynomial, quotient
+from planish.ir.flow.vocabulary import Shape, Value
+from planish.ir.isolation.dependence import NOTHING, Cause, Dependence
+from planish.ir.isolation.digits import Digit, Map, make
+
+
+class BadLabels(PlanishError):
+    """What the auditor was told about inputs or outputs does not fit the model."""
+
+
+@dataclass(frozen=True)
+class Owners:
+    """Which rows of a batch belong to one request.
+
+    Attributes:
+        rows: how many rows a request has.
+        adjacent: whether they lie next to each other (beams), or one block of rows after another
+            has one row of each request (classifier-free guidance by concatenation).
+    """
+
+    rows: int = 1
+    adjacent: bool = True
+
+    @staticmethod
+    def parse(given: int | Sequence[int] | str | None) -> Owners:
+        """Owners from a number of rows a request, or from the owner of each row of an example.
+
+        `2` and `[0, 0, 1, 1]` say that two neighbours belong together; `[0, 1, 0, 1]` says that
+        rows half a batch apart do. A string is read as either.
+
+        Raises:
+            BadLabels: for any other pattern.
+        """
+        if given is None:
+            return Owners()
+        try:
+            if isinstance(given, str):
+                parts = [int(part) for part in given.split(",")]
+                given = parts[0] if len(parts) == 1 else parts
+            owners = [given] if isinstance(given, int) else list(given)
+        except ValueError:
+            raise BadLabels(
+                f"the owner map {given!r} is neither a number of rows a request, such as 2, nor "
+                "the owner of each row, such as 0,0,1,1."
+            ) from None
+        if len(owners) == 1 and isinstance(given, int):
+            if given < 1:
+                raise BadLabels(f"a request has at least one row; the owner map says {given}.")
+            return Owners(given)
+        requests = max(owners, default=0) + 1
+        rows, rest = divmod(len(owners), requests)
+        if not rest and owners == [row // rows for row in range(len(owners))]:
+            return Owners(rows)
+        if not rest and owners == [row % requests for row in range(len(owners))]:
+            return Owners(rows, adjacent=False)
+        raise BadLabels(
+            f"the owner map {','.join(map(str, owners))} is neither blocks of neighbours, such as "
+            "0,0,1,1, nor one whole round of requests after another, such as 0,1,0,1."
+        )
+
+    def map(self, axis: int, rows: Count) -> Map | None:
+        """The request of each row of a tensor with `rows` rows along `axis`; None if uneven."""
+        requests = quotient(rows, self.rows)
+        if requests is None:
+            return None
+        return make(0, [Digit(axis, self.rows if self.adjacent else 1, requests)])
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the auditor is told.
+
+    Attributes:
+        batch_axes: for inputs whose batch is not on axis 0.
+        output_axes: for outputs whose batch is not on axis 0.
+        shared: inputs that are the same for all requests, such as a temperature.
+        internal: outputs that no request is given.
+        owners: which rows belong together.
+    """
+
+    batch_axes: Mapping[str, int] = field(default_factory=dict)
+    output_axes: Mapping[str, int] = field(default_factory=dict)
+    shared: tuple[str, ...] = ()
+    internal: tuple[str, ...] = ()
+    owners: Owners = Owners()
+
+    def check(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        """Every name that is used exists.
+
+        Raises:
+            BadLabels: naming what does not, and what there is.
+        """
+        for names, there, what in (
+            ((*self.batch_axes, *self.shared), inputs, "input"),
+            ((*self.output_axes, *self.internal), outputs, "output"),
+        ):
+            for name in names:
+                if name not in there:
+                    known = ", ".join(there) or "none"
+                    raise BadLabels(f"the model has no {what} named {name!r}; it has {known}.")
+
+    def ties(self, inputs: Mapping[str, Shape]) -> dict[str, Count]:
+        """What ties the sizes of the batch together: by symbol, the common size.
+
+        Exporters may give each input a batch size of its own. That they are equal is an
+        assumption, which whoever serves the model has to keep.
+        """
+        sizes: list[Count] = []
+        for name, shape in inputs.items():
+            axis = self.axis(name, shape)
+            if name not in self.shared and axis is not None:
+                sizes.append(shape[axis])
+        symbols = [size for size in sizes if isinstance(size, Polynomial)]
+        names = sorted({str(size) for size in symbols if size.symbols == {str(size)}})
+        numbers = {size for size in sizes if isinstance(size, int) and size != 1}
+        if not names:
+            return {}
+        common: Count = (
+            numbers.pop() if len(numbers) == 1 else Polynomial.symbol("B") * self.owners.rows
+        )
+        return dict.fromkeys(names, common)
+
+    def axis(self, name: str, shape: Shape) -> int | None:
+        """The batch axis of an input; None if it has too few dimensions."""
+        return _checked(self.batch_axes.get(name, 0), shape, name)
+
+    def output_axis(self, name: str, shape: Shape) -> int | None:
+        """The batch axis of an output; None if it has too few dimensions."""
+        return _checked(self.output_axes.get(name, 0), shape, name)
+
+    def of_input(self, value: Value, batch: Count | None) -> Dependence:
+        """What an input depends on: in each row on its own request.
+
+        Args:
+            value: the input.
+            batch: the number of rows that the inputs have in common.
+        """
+        if value.name in self.shared:
+            return NOTHING
+        axis = self.axis(value.name, value.shape)
+        rows = None if axis is None else value.shape[axis]
+        own = None
+        if axis is not None and rows is not None and rows == batch:
+            own = self.owners.map(axis, rows)
+        if own is not None:
+            return Dependence(frozenset({own}))
+        found = "no dimensions" if axis is None else f"{rows} rows along axis {axis}, not {batch}"
+        why = (
+            f"the input {value.name} has {found}, so whose it is is not known: say --shared "
+            f"{value.name} if all requests share it, or --batch-axis {value.name}=N"
+        )
+        return Dependence(frozenset(), frozenset({Cause("unknown", value.name, "input", why)}))
+
+    def batch(self, inputs: Sequence[Value]) -> Count | None:
+        """The number of rows that most inputs have along their batch axes."""
+        sizes: list[Count] = []
+        for value in inputs:
+            axis = self.axis(value.name, value.shape)
+            if value.name not in self.shared and axis is not None:
+                sizes.append(value.shape[axis])
+        return max(sizes, key=lambda size: (sizes.count(size), str(size)), default=None)
+
+    def assumptions(
+        self, flow: Flow, batch: Count | None, ties: Mapping[str, Count]
+    ) -> tuple[str, ...]:
+        """What a verdict rests on besides the graph, for people."""
+        inputs = flow.inputs
+        found = []
+        for value in inputs:
+            axis = self.axis(value.name, value.shape)
+            if value.name in self.shared:
+                found.append(f"{value.name} is the same for all requests (as declared)")
+            elif axis is not None:
+                found.append(f"{value.name} holds the batch along axis {axis}")
+        if self.owners.rows > 1:
+            how = "neighbouring rows" if self.owners.adjacent else "rows, one of each round,"
+            found.append(f"{self.owners.rows} {how} belong to one request (as declared)")
+        if len(ties) > 1:
+            found.append(f"the batch sizes {', '.join(sorted(ties))} of the inputs are equal")
+        if isinstance(batch, int):
+            found.append(
+                "the batch has one row, as the model fixes it: there is no other request in it"
+                if batch == 1
+                else f"the batch has {batch} rows, as the model fixes it"
+            )
+        found += [f"no request is given the output {one} (as declared)" for one in self.internal]
+        if flow.assertions:
+            found.append(
+                f"{flow.assertions} checks of values in the graph hold: one that fails "
+                "stops the run for all requests"
+            )
+        return tuple(found)
+
+
+def _checked(axis: int, shape: Shape, name: str) -> int | None:
+    if not shape:
+        return None
+    if not -len(shape) <= axis < len(shape):
+        raise BadLabels(f"{name} has {len(shape)} dimensions, so {axis} cannot be its batch axis.")
+    return axis % len(shape)

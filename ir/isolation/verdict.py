@@ -1,0 +1,208 @@
+"""From what every value depends on to a verdict, with the path of each finding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from planish.ir.flow.graph import Flow
+from planish.ir.flow.polynomial import Count, quotient
+from planish.ir.flow.vocabulary import Value
+from planish.ir.isolation.dependence import Cause, Dependence, Kind
+from planish.ir.isolation.digits import Digit, Map, make
+from planish.ir.isolation.fixes import fix_for
+from planish.ir.isolation.interpret import Interpreter
+from planish.ir.isolation.labels import Labels
+from planish.ir.isolation.paths import Paths, Place
+
+Verdict = Literal["isolated", "leaks", "unproven"]
+
+Read = Callable[[Mapping[str, Count]], Flow]
+"""Gives the flow of a model, some of whose symbolic sizes are tied to others."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One way by which requests meet, or may meet.
+
+    Attributes:
+        kind: how (`planish.ir.isolation.dependence.Kind`).
+        operator: where they meet.
+        node: its node.
+        why: what happens there, for people.
+        path: from an input over that node to an output.
+        outputs: every output that it reaches.
+        fix: what would help.
+        where: the module or source line, if known.
+    """
+
+    kind: Kind
+    operator: str
+    node: str
+    why: str
+    path: tuple[Place, ...]
+    outputs: tuple[str, ...]
+    fix: str
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class OutputVerdict:
+    """What was found of one output; `requests` says whose each element is."""
+
+    name: str
+    verdict: Verdict
+    requests: str
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The result of analysing one graph.
+
+    Attributes:
+        verdict: the worst of the outputs': `leaks`, else `unproven`, else `isolated`.
+        outputs: each output, and what is kept from call to call (`state NAME`).
+        findings: definite ones first.
+        unknown_operators: how often each operator without a rule occurs.
+        assumptions: what the verdict rests on besides the graph.
+        nodes: how many were analysed.
+    """
+
+    verdict: Verdict
+    outputs: tuple[OutputVerdict, ...]
+    findings: tuple[Finding, ...]
+    unknown_operators: Mapping[str, int]
+    assumptions: tuple[str, ...]
+    nodes: int
+
+
+def analyse(read: Read, labels: Labels) -> Analysis:
+    """Whether requests in one batch stay apart.
+
+    Args:
+        read: gives the flow.
+        labels: which rows belong to whom.
+
+    Raises:
+        planish.ir.isolation.labels.BadLabels: if they name what is not there.
+    """
+    flow = read({})
+    labels.check([value.name for value in flow.inputs], list(flow.outputs))
+    ties = labels.ties({value.name: value.shape for value in flow.inputs})
+    if any(str(size) != name for name, size in ties.items()):
+        flow = read(ties)
+    batch = labels.batch(flow.inputs)
+    interpreter = Interpreter({value: labels.of_input(value, batch) for value in flow.inputs})
+    interpreter.run(flow)
+    judged = list(_judged(flow, labels, interpreter.dependences))
+    findings = _findings(judged, Paths(flow, interpreter.dependences))
+    kinds = {finding.kind for finding in findings}
+    return Analysis(
+        _verdict(kinds),
+        tuple(OutputVerdict(one.name, one.verdict, one.requests) for one in judged),
+        findings,
+        flow.unknown_operators,
+        labels.assumptions(flow, batch, ties),
+        len(flow.nodes),
+    )
+
+
+def _verdict(kinds: set[Kind]) -> Verdict:
+    if kinds - {"unknown"}:
+        return "leaks"
+    return "unproven" if kinds else "isolated"
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """An output or a state: its value, what it depends on, and what is wrong with that."""
+
+    name: str
+    value: Value
+    causes: frozenset[Cause]
+    wrong: frozenset[Map]
+    requests: str
+    state: bool = False
+
+    @property
+    def verdict(self) -> Verdict:
+        kinds: set[Kind] = {cause.kind for cause in self.causes}
+        return _verdict(kinds | {"value"} if self.wrong else kinds)
+
+
+def _judged(flow: Flow, labels: Labels, found: Mapping[Value, Dependence]) -> Iterable[_Judged]:
+    batch = labels.batch(flow.inputs)
+    for name, value in flow.outputs.items():
+        if name in labels.internal:
+            continue
+        has = found[value]
+        allowed = _allowed(name, value, labels, batch)
+        wrong = frozenset(one for one in has.maps if one not in allowed)
+        yield _Judged(name, value, has.causes, wrong, _requests(has.maps, wrong))
+    inputs = {value: value for value in flow.inputs}
+    for state in flow.states:
+        has = found[state.after]
+        before = found.get(state.before)
+        own = before.maps if before is not None and state.before in inputs else frozenset()
+        wrong = frozenset(one for one in has.maps if one not in own)
+        name = f"state {state.name}"
+        yield _Judged(name, state.after, has.causes, wrong, _requests(has.maps, wrong), True)
+
+
+def _allowed(name: str, value: Value, labels: Labels, batch: Count | None) -> frozenset[Map]:
+    """The maps that say: each row belongs to its own request."""
+    axis = labels.output_axis(name, value.shape)
+    if axis is None or batch is None:
+        only = labels.owners.map(0, 1) if batch == 1 else None
+    else:
+        only = labels.owners.map(axis, value.shape[axis])
+        if value.shape[axis] != batch:
+            only = _folded(value, axis, batch, labels)
+    return frozenset() if only is None else frozenset({only})
+
+
+def _folded(value: Value, axis: int, batch: Count, labels: Labels) -> Map | None:
+    """Rows of a batch folded with what follows it: consecutive rows of each request."""
+    each = quotient(value.shape[axis], batch)
+    requests = quotient(batch, labels.owners.rows)
+    if each is None or requests is None or not labels.owners.adjacent:
+        return None
+    return make(0, [Digit(axis, each * labels.owners.rows, requests)])
+
+
+def _requests(maps: frozenset[Map], wrong: frozenset[Map]) -> str:
+    """Whose each element is, as people read it."""
+    if not maps:
+        return "none"
+    if not wrong:
+        return "own"
+    return ", ".join(sorted(map(str, maps)))
+
+
+def _findings(judged: list[_Judged], paths: Paths) -> tuple[Finding, ...]:
+    causes: dict[Cause, list[_Judged]] = {}
+    for one in judged:
+        for cause in one.causes:
+            causes.setdefault(cause, []).append(one)
+        if one.wrong:
+            cause = paths.origin(one.name, one.value, one.wrong)
+            causes.setdefault(cause, []).append(one)
+    found = []
+    for cause, reached in causes.items():
+        first = min(reached, key=lambda one: (one.state, one.name))
+        kind: Kind = "state" if all(one.state for one in reached) else cause.kind
+        path = paths.through(cause, first.name, first.value)
+        found.append(
+            Finding(
+                kind if cause.kind != "unknown" else "unknown",
+                cause.operator,
+                cause.node,
+                cause.why,
+                path,
+                tuple(one.name for one in reached),
+                fix_for(cause),
+                cause.where,
+            )
+        )
+    return tuple(sorted(found, key=lambda one: (one.kind == "unknown", paths.order(one.node))))
