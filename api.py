@@ -15,6 +15,8 @@ from planish import recipes, release
 from planish.ir.capture.export import from_module
 from planish.ir.capture.huggingface import capture_model, from_checkpoint
 from planish.ir.errors import PlanishError
+from planish.ir.isolation.programs import analyse_program, certificate, explain, require
+from planish.ir.isolation.verdict import Analysis
 from planish.ir.program import Program
 from planish.lowering.artifact import check_target
 from planish.passes import name_of
@@ -33,8 +35,8 @@ class BadCall(PlanishError):
     """The arguments of an API call do not go together."""
 
 
-class NotAnalysed(UserWarning):
-    """The isolation of requests was asked for, and there is no analysis that could prove it."""
+class NotIsolated(UserWarning):
+    """What was made leaks, or is not proven to keep requests apart, and was to be made anyway."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Result:
         steps: what each pass did and what it cost.
         recipe: what was run.
         isolation: the verdict on whether requests in a batch stay apart.
+        certificate: what the verdict speaks of, what it rests on, what it does not cover.
         folder: where the artifact was written, if it was.
         files: bytes by kind of file in the artifact (`"onnx"`, `"checkpoint"`, `"torch"`).
         notes: what did not go as usual, for people to read.
@@ -57,6 +60,7 @@ class Result:
     steps: tuple[Step, ...]
     recipe: recipes.Recipe
     isolation: str = UNANALYSED
+    certificate: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     files: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -191,33 +195,58 @@ def optimize(
         output: a folder to write, new or an artifact to be replaced.
         target: `"onnx"` for ONNX Runtime, `"torch"` to run the program eagerly; the recipe's own
             word by default.
-        isolation: what to ask of the result; the recipe's own word by default.
+        isolation: what to ask of the result; the recipe's own word by default. `"enforce"`
+            refuses what leaks or is not proven isolated, `"warn"` says so and goes on, `"off"`
+            does not ask. `"bitwise"` is not available yet: it will ask that a row has the same
+            bits in any batch.
         opset_only: leave out the operators of `com.microsoft` that ONNX Runtime runs fast.
         progress: told what begins.
 
     Raises:
+        planish.ir.isolation.programs.Refused: if requests in one batch are not proven to stay
+            apart, under `"enforce"`; nothing is written.
         PlanishError: with a message that says what is wrong and what would help.
     """
     chosen = recipes.load(recipe)
+    policy = isolation or chosen.isolation
+    if policy == "bitwise":
+        raise BadCall(
+            "isolation: bitwise is not available yet; enforce proves that no request changes "
+            "another's values, up to how kernels round."
+        )
     if output is not None:
         check_target(Path(output))  # before any work
     progress("capture")
     original = capture(model, inputs)
     if samples is not None:
         original = dataclasses.replace(original, samples=as_samples(samples, original))
-    _warn_unanalysed(isolation or chosen.isolation)
-    program, steps = apply(original, chosen.passes, names=name_of, progress=progress)
+    asked = policy != "off"
+    if policy == "enforce":
+        require(analyse_program(original), policy, "the model")  # before any work
+    program, steps = apply(
+        original, chosen.passes, names=name_of, isolation=asked, progress=progress
+    )
     result = Result(program, original, steps, chosen)
+    if asked:
+        analysis = analyse_program(program)
+        _hold(policy, analysis, "the result")
+        result = dataclasses.replace(
+            result, isolation=analysis.verdict, certificate=certificate(program, analysis)
+        )
     if output is None:
         return result
     return result.save(output, target=target, opset_only=opset_only, progress=progress)
 
 
-def _warn_unanalysed(isolation: str) -> None:
-    if isolation != "off":
+def _hold(policy: Isolation, analysis: Analysis, what: str) -> None:
+    """Refuse, warn or let pass, as the policy says."""
+    if policy == "enforce":
+        require(analysis, policy, what)
+    elif analysis.verdict != "isolated":
+        first = analysis.findings[0]
         warnings.warn(
-            f"isolation: {isolation} was asked for; the result is {UNANALYSED}. Whether requests "
-            "in one batch stay apart is not checked by this version.",
-            NotAnalysed,
+            f"isolation: the verdict on {what} is {analysis.verdict}, {explain(first)}. What would "
+            f"help: {first.fix}.",
+            NotIsolated,
             stacklevel=3,
         )

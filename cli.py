@@ -258,7 +258,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0, 2 for bad input, 3 for a demo without its model, 130 after Ctrl-C.
+        The exit code: 0; 1 if requests in a batch reach each other; 2 for bad input; 3 if it is
+        not proven that they stay apart, or for a demo without its model; 130 after Ctrl-C.
     """
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
@@ -272,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         console.print_error(error)
-        return 2
+        return getattr(error, "exit_code", 2)
     except Exception as error:
         # A mistake in the options: the class is click's, which typer imports or brings along,
         # depending on its version.

@@ -98,6 +98,7 @@ def _write_manifest(result: Result, staging: Path, target: str) -> None:
         parameters=(result.original.parameters, result.program.parameters),
         tensor_bytes=(result.original.nbytes, result.program.nbytes),
         isolation=result.isolation,
+        certificate=result.certificate,
         notes=result.notes,
         files=artifact.files_of(staging),
     )

@@ -58,6 +58,7 @@ class Manifest:
         parameters: before and after.
         tensor_bytes: before and after.
         isolation: the verdict.
+        certificate: what it speaks of, what it rests on, what it does not cover.
         notes: what did not go as usual.
         files: SHA-256 and bytes of every file written.
     """
@@ -72,6 +73,7 @@ class Manifest:
     parameters: tuple[int, int]
     tensor_bytes: tuple[int, int]
     isolation: str
+    certificate: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

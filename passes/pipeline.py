@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from planish.ir.errors import PlanishError
+from planish.ir.isolation.programs import analyse_program, explain
 from planish.ir.program import Change, Program
 from planish.ir.shapes import well_formed
 from planish.passes.contract import Pass
@@ -27,7 +28,9 @@ TOLERANCE = {
 """The relative error that counts as rounding for an exact pass, by the coarsest dtype at work."""
 
 UNANALYSED = "unproven (not analysed)"
-"""The isolation verdict until the analysis is there to give one."""
+"""The isolation verdict where none was asked for."""
+
+_WORSE = {"isolated": 0, UNANALYSED: 1, "unproven": 1, "leaks": 2}
 
 
 class BrokenPromise(PlanishError):
@@ -67,6 +70,7 @@ def apply(
     passes: Sequence[Pass],
     *,
     names: Callable[[Pass], str],
+    isolation: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Program, tuple[Step, ...]]:
     """Run `passes` in order and check each.
@@ -75,14 +79,17 @@ def apply(
         program: the input; it stays as it is.
         passes: what to run.
         names: gives the name of a pass, for the steps and for errors.
+        isolation: whether to ask, after each pass, if requests in one batch stay apart.
         progress: told the name of each pass when it begins.
 
     Raises:
         planish.passes.contract.NotApplicable: if a pass refuses the program.
-        BrokenPromise: if a result is ill-formed, not finite, or further off than promised.
+        BrokenPromise: if a result is ill-formed, not finite, further off than promised, or less
+            isolated than before.
     """
     steps = []
     outputs = _evaluate(program)
+    verdict = analyse_program(program).verdict if isolation else UNANALYSED
     for one in passes:
         name = names(one)
         progress(name)
@@ -92,6 +99,8 @@ def apply(
         well_formed(after)
         outputs_after = _evaluate(after)
         error = _error(name, one, outputs, outputs_after)
+        if isolation:
+            verdict = _isolation(name, one, verdict, after)
         steps.append(
             Step(
                 name=name,
@@ -101,12 +110,23 @@ def apply(
                 error=error,
                 parameters=(program.parameters, after.parameters),
                 nbytes=(program.nbytes, after.nbytes),
-                isolation=UNANALYSED,
+                isolation=verdict,
                 seconds=seconds,
             )
         )
         program, outputs = after, outputs_after
     return program, tuple(steps)
+
+
+def _isolation(name: str, one: Pass, before: str, after: Program) -> str:
+    """The verdict after a pass, checked against the promise."""
+    found = analyse_program(after)
+    if one.contract.isolation == "kept" and _WORSE[found.verdict] > _WORSE[before]:
+        raise BrokenPromise(
+            f"{name} promises to keep requests of a batch apart as they were ({before}), and now "
+            f"the verdict is: {found.verdict}, {explain(found.findings[0])}."
+        )
+    return found.verdict
 
 
 def _options(one: Pass) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def test_convert_writes_a_verified_artifact(converted: tuple[Path, Path]) -> Non
     (step,) = manifest["steps"]
     assert step["name"] == "quantize_weights"
     assert step["rewrites"] == len(step["changes"]) == 14
-    assert manifest["isolation"] == "unproven (not analysed)"
+    assert manifest["isolation"] == manifest["certificate"]["verdict"] == "isolated"
+    assert set(manifest["certificate"]["outputs"].values()) == {"isolated"}
     assert "model.safetensors" in manifest["inputs"]
     assert {"onnx/model.onnx", "model.safetensors", "recipe.yaml"} <= set(manifest["files"])
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from transformers import PreTrainedModel
 
 from planish.ir import ops
 from planish.ir.capture.huggingface import capture_model
+from planish.ir.isolation.programs import analyse_program
 from planish.ir.program import Program
 from support.captured import captured
 from support.models import FAMILIES, tiny
@@ -229,6 +230,39 @@ def test_other_models_equal_eager(family: str, batch: int, length: int, target: 
     expected = eager(model, **given)
     for name, value in program.run(**given).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_requests_stay_apart_whatever_the_batch_and_the_length(family: str) -> None:
+    found = analyse_program(captured(family)[1])
+    assert found.unknown_operators == {}
+    assert found.verdict == "isolated", found.findings
+    assert {one.requests for one in found.outputs} == {"own"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_scale_for_the_whole_batch_is_found(family: str) -> None:
+    program = captured(family)[1]
+    with program.edit() as edit:
+        layer = next(
+            node
+            for node in edit.nodes(
+                aten.linear.default, aten.conv2d.default, aten.convolution.default
+            )
+            if isinstance(node.args[0], fx.Node)
+        )
+        x: Any = layer.args[0]
+        scale = edit.call(aten.amax.default, x, before=layer)
+        codes = edit.call(
+            aten.round.default, edit.call(aten.div.Tensor, x, scale, before=layer), before=layer
+        )
+        layer.replace_input_with(x, edit.call(aten.mul.Tensor, codes, scale, before=layer))
+    found = analyse_program(edit.program)
+    assert found.verdict == "leaks"
+    (finding,) = found.findings
+    assert (finding.kind, finding.operator) == ("value", "aten.amax.default")
+    assert finding.node in [place.node for place in finding.path]
+    assert finding.path[0].operator == "input"
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

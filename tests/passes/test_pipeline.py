@@ -44,6 +44,23 @@ class LossyScale(Scale):
 
 
 @dataclass(frozen=True, config=OPTIONS)
+class ScalesByTheBatch(Pass):
+    """Divides by the largest number of the whole batch, and claims to keep requests apart."""
+
+    contract: ClassVar[Contract] = Contract(numerics="lossy", isolation="kept")
+
+    def __call__(self, program: Program) -> Program:
+        with program.edit() as edit:
+            for node in list(edit.nodes(aten.relu.default)):
+                after = next(iter(node.users))
+                largest = edit.call(aten.amax.default, node, before=after)
+                scaled = edit.call(aten.div.Tensor, node, largest, before=after)
+                edit.replace(node, scaled, "scaled")
+                largest.replace_input_with(scaled, node)
+        return edit.program
+
+
+@dataclass(frozen=True, config=OPTIONS)
 class ForgetsTensors(Pass):
     """Leaves a graph that reads a tensor which is not there."""
 
@@ -104,6 +121,15 @@ def test_numbers_that_stop_being_finite_are_caught(
         run(program, kind(factor=factor))
 
 
+def test_a_pass_that_lets_requests_meet_is_caught(program: Program) -> None:
+    with pytest.raises(BrokenPromise) as caught:
+        run(program, ScalesByTheBatch())
+    message = str(caught.value)
+    assert message.startswith("ScalesByTheBatch promises to keep requests of a batch apart")
+    assert "at aten.amax.default %amax" in message
+    apply(program, [ScalesByTheBatch()], names=name_of, isolation=False)
+
+
 def test_an_ill_formed_result_is_caught(program: Program) -> None:
     with pytest.raises(IllFormed, match="no tensor is named"):
         run(program, ForgetsTensors())
@@ -137,7 +163,9 @@ def test_steps_say_what_was_done() -> None:
     assert [change.node for change in fused.changes] == ["getitem"]
     assert len(cast.changes) == 3
     assert (*fused.changes, *cast.changes) == after.changes
-    assert fused.isolation == cast.isolation == UNANALYSED
+    assert fused.isolation == cast.isolation == "isolated"
+    _, (unasked, _) = apply(program, passes, names=name_of, isolation=False)
+    assert unasked.isolation == UNANALYSED
     assert fused.seconds > 0
     assert fused.error is not None
     assert fused.error < 1e-6

@@ -1,0 +1,115 @@
+"""The verdict on a program, and the certificate that an artifact carries."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from planish.ir.errors import PlanishError
+from planish.ir.flow.fx import read_program
+from planish.ir.isolation.labels import Labels
+from planish.ir.isolation.verdict import Analysis, Finding, analyse
+from planish.ir.program import Program
+
+NOT_COVERED = (
+    "timing, power and caches of the machine",
+    "rounding that differs with the size or the contents of a batch (kernels)",
+    "what happens outside the graph: tokenizer, scheduler, memory of the server",
+    "indices beyond their dimension, which the runtime has to refuse",
+)
+"""What no verdict speaks of."""
+
+
+class Refused(PlanishError):
+    """The isolation that was asked for could not be proven; nothing was written."""
+
+    def __init__(self, message: str, verdict: str) -> None:
+        super().__init__(message)
+        self.exit_code = EXIT_CODES[verdict]
+
+
+EXIT_CODES = {"isolated": 0, "leaks": 1, "unproven": 3}
+"""What the command line answers with, by verdict."""
+
+
+def labels_of(program: Program) -> Labels:
+    """The labels that the program's inputs declare: batch axes, and what is shared."""
+    return Labels(
+        batch_axes={
+            spec.name: spec.batch_axis for spec in program.inputs if spec.batch_axis is not None
+        },
+        shared=tuple(spec.name for spec in program.inputs if spec.batch_axis is None),
+    )
+
+
+def analyse_program(program: Program, labels: Labels | None = None) -> Analysis:
+    """Whether requests in one batch stay apart in a program.
+
+    Args:
+        program: what to analyse.
+        labels: which rows belong to whom; by default what the program's inputs declare.
+    """
+    return analyse(lambda ties: read_program(program, ties), labels or labels_of(program))
+
+
+def explain(finding: Finding) -> str:
+    """A finding in one sentence: where, what, and the way."""
+    where = f" ({finding.where})" if finding.where else ""
+    steps = [place.node for place in finding.path]
+    shown = steps if len(steps) <= 7 else [*steps[:3], "...", *steps[-3:]]
+    way = f", on the way {' -> '.join(shown)}" if len(steps) > 1 else ""
+    return f"at {finding.operator} %{finding.node}{where}: {finding.why}{way}"
+
+
+def require(analysis: Analysis, asked: str, what: str) -> None:
+    """Refuse anything but a proof.
+
+    Args:
+        analysis: of what would be written.
+        asked: the policy, for the message.
+        what: that was analysed, for the message.
+
+    Raises:
+        Refused: naming the first finding and what would help.
+    """
+    if analysis.verdict == "isolated":
+        return
+    first = analysis.findings[0]
+    more = f" There are {len(analysis.findings) - 1} more." if len(analysis.findings) > 1 else ""
+    meaning = (
+        "requests in one batch reach each other"
+        if analysis.verdict == "leaks"
+        else "it is not proven that requests in one batch stay apart"
+    )
+    raise Refused(
+        f"isolation: {asked} asks for a proof, and {meaning} in {what}: {explain(first)}.{more} "
+        f"What would help: {first.fix}. To write it all the same: --isolation warn.",
+        analysis.verdict,
+    )
+
+
+def certificate(program: Program, analysis: Analysis) -> dict[str, Any]:
+    """What was proven of which graph, by which rules, under which assumptions."""
+    return {
+        "verdict": analysis.verdict,
+        "outputs": {one.name: one.verdict for one in analysis.outputs},
+        "findings": [explain(one) for one in analysis.findings],
+        "assumptions": list(analysis.assumptions),
+        "not_covered": list(NOT_COVERED),
+        "graph_sha256": hashlib.sha256(program.text().encode()).hexdigest(),
+        "rules_sha256": rules_hash(),
+    }
+
+
+@cache
+def rules_hash() -> str:
+    """A hash over the source of the rules and of the analysis that interprets them."""
+    digest = hashlib.sha256()
+    for package in ("flow", "rules", "rules.aten", "isolation"):
+        folder = files(f"planish.ir.{package}")
+        for file in sorted(folder.iterdir(), key=lambda one: one.name):
+            if file.name.endswith(".py"):
+                digest.update(file.read_bytes())
+    return digest.hexdigest()
