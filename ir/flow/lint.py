@@ -1,0 +1,401 @@
+"""Strict checks of ONNX files before they are read.
+
+A file that two programs understand differently can be shown harmless to one and run harmful by the
+other. ONNX's own checker lets several such files pass; these checks refuse them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import GraphProto, NodeProto, TensorProto, defs, helper
+
+from planish.ir.errors import PlanishError
+
+OLDEST_IR = 3
+NEWEST_IR = int(onnx.IR_VERSION)
+"""Of the file format, as the installed onnx knows it."""
+
+DEEPEST = 32
+"""How many graphs may lie in one another."""
+
+LARGEST = 2**40
+"""Tensors of more elements than this are claims, not weights."""
+
+
+class Malformed(PlanishError):
+    """A file is no ONNX model, or one that can be understood in several ways."""
+
+
+class NotOnnx(Malformed):
+    """A file holds something else."""
+
+
+class UnknownFormat(Malformed):
+    """A model's format or operators are of a version that is not known."""
+
+
+class AmbiguousGraph(Malformed):
+    """Names do not say clearly what is computed from what."""
+
+
+class AmbiguousTensor(Malformed):
+    """A stored tensor can be read in two ways, or does not fit its own description."""
+
+
+class ForeignData(Malformed):
+    """External data that lie outside the model's folder, or nowhere."""
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """Read a model without its external data, and check it.
+
+    Raises:
+        Malformed: if anything is wrong with it; the message names it.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
+        raise NotOnnx(f"{path} cannot be read: {problem.strerror}. Give the path of a file.") from (
+            problem
+        )
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except (DecodeError, ValueError, RecursionError) as problem:
+        raise NotOnnx(
+            f"{path} is not an ONNX model: its content is no such protobuf. Give a file that "
+            "was exported as ONNX, and check that it was copied whole."
+        ) from problem
+    check(model, path.parent)
+    return model
+
+
+def check(model: onnx.ModelProto, folder: Path | None = None) -> None:
+    """Check a model.
+
+    Args:
+        model: without its external data.
+        folder: where its external data lie; None leaves out whether they are there.
+
+    Raises:
+        Malformed: if anything is wrong with it; the message names it.
+    """
+    if not model.HasField("graph") or not model.ir_version:
+        raise NotOnnx(
+            "This is not an ONNX model: it states no format version and no graph. Give a file "
+            "that was exported as ONNX."
+        )
+    if not OLDEST_IR <= model.ir_version <= NEWEST_IR:
+        raise UnknownFormat(
+            f"The model is written in version {model.ir_version} of the ONNX format; versions "
+            f"{OLDEST_IR} to {NEWEST_IR} are known. Export it again with such a version, or "
+            "install a newer onnx package."
+        )
+    _check_opsets(model)
+    _check_functions(model)
+    _check_graph(model.graph, set(), folder, 0, "the graph")
+
+
+def _check_opsets(model: onnx.ModelProto) -> None:
+    if not model.opset_import:
+        raise UnknownFormat(
+            "The model states no version of its operators. Export it again with opset imports."
+        )
+    for imports, place in (
+        (model.opset_import, "The model"),
+        *((one.opset_import, f"Function {one.name}") for one in model.functions),
+    ):
+        domains = ["" if one.domain == "ai.onnx" else one.domain for one in imports]
+        for domain in domains:
+            if domains.count(domain) > 1:
+                raise UnknownFormat(
+                    f"{place} states the version of domain {domain or 'ai.onnx'} more than once. "
+                    "Export it again with one version for each domain."
+                )
+
+
+def _check_functions(model: onnx.ModelProto) -> None:
+    seen: set[tuple[str, str, str]] = set()
+    for function in model.functions:
+        domain = "" if function.domain == "ai.onnx" else function.domain
+        key = (domain, function.name, function.overload)
+        if key in seen:
+            raise AmbiguousGraph(
+                f"Function {function.name} of domain {domain or 'ai.onnx'} is defined twice. Keep "
+                "one definition."
+            )
+        seen.add(key)
+        if domain in ("", "ai.onnx.ml") and defs.has(function.name, domain):
+            raise AmbiguousGraph(
+                f"The model defines its own {function.name} in ONNX's domain, where runtimes may "
+                "run the standard operator instead. Give the function a domain of its own."
+            )
+        where = f"function {function.name}"
+        names = _unique(function.input, "an input", where)
+        _check_nodes(function.node, set(names), set(), None, 0, where)
+        defined = set(names).union(*(one.output for one in function.node))
+        _check_outputs(function.output, defined, where)
+
+
+def _unique(names: Iterator[str] | list[str], what: str, where: str) -> list[str]:
+    found: list[str] = []
+    for name in names:
+        if not name or name in found:
+            raise AmbiguousGraph(
+                f"In {where}, {what} has no name of its own ({name!r}). Give each a different name."
+            )
+        found.append(name)
+    return found
+
+
+def _check_graph(
+    graph: GraphProto, outer: set[str], folder: Path | None, depth: int, where: str
+) -> None:
+    if depth > DEEPEST:
+        raise AmbiguousGraph(
+            f"More than {DEEPEST} graphs lie in one another in {where}. Export the model with "
+            "less nesting."
+        )
+    inputs = _unique([one.name for one in graph.input], "an input", where)
+    sparse = [one.values.name for one in graph.sparse_initializer]
+    stored = _unique([*(one.name for one in graph.initializer), *sparse], "a stored tensor", where)
+    for name in {*inputs, *stored} & outer:
+        raise AmbiguousGraph(
+            f"{name!r} of {where} has the name of a value outside. Rename one of them."
+        )
+    for tensor in graph.initializer:
+        check_tensor(tensor, folder, where)
+    for one in graph.sparse_initializer:
+        check_tensor(one.values, folder, where)
+        check_tensor(one.indices, folder, where)
+    own = {*inputs, *stored}
+    _check_nodes(graph.node, own, outer, folder, depth, where)
+    defined = own.union(*(one.output for one in graph.node))
+    _check_outputs([one.name for one in graph.output], defined | outer, where)
+
+
+def _check_outputs(names: object, defined: set[str], where: str) -> None:
+    for name in names:  # type: ignore[attr-defined]
+        if name not in defined:
+            raise AmbiguousGraph(
+                f"Output {name!r} of {where} is defined nowhere. Export the model again."
+            )
+
+
+def _check_nodes(
+    nodes: object, own: set[str], outer: set[str], folder: Path | None, depth: int, where: str
+) -> None:
+    """Each name is defined once, before it is used."""
+    defined = set(own)
+    for node in nodes:  # type: ignore[attr-defined]
+        for name in node.input:
+            if name and name not in defined and name not in outer:
+                raise AmbiguousGraph(
+                    f"Node {_named(node)} of {where} reads {name!r}, which nothing before it "
+                    "defines: the graph is not sorted, has a cycle, or lacks a part. Sort its "
+                    "nodes or export it again."
+                )
+        _check_attributes(node, defined | outer, folder, depth, where)
+        for name in filter(None, node.output):
+            if name in defined or name in outer:
+                raise AmbiguousGraph(
+                    f"Node {_named(node)} of {where} defines {name!r}, which is defined already. "
+                    "Give each value a name of its own."
+                )
+            defined.add(name)
+
+
+def _check_attributes(
+    node: NodeProto, visible: set[str], folder: Path | None, depth: int, where: str
+) -> None:
+    names = [attribute.name for attribute in node.attribute]
+    if len(set(names)) != len(names):
+        raise AmbiguousGraph(
+            f"Node {_named(node)} of {where} has an attribute twice. Keep one of them."
+        )
+    for attribute in node.attribute:
+        filled = [one for one in _FIELDS if _is_filled(attribute, one)]
+        if len(filled) > 1 or (attribute.ref_attr_name and filled):
+            raise AmbiguousTensor(
+                f"Attribute {attribute.name} of node {_named(node)} of {where} holds several "
+                f"values at once ({', '.join(filled)}). Keep the one that its type names."
+            )
+        for tensor in (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])):
+            check_tensor(tensor, folder, f"node {_named(node)} of {where}")
+        graphs = (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else []))
+        for graph in graphs:
+            inner = f"{attribute.name} of node {_named(node)}"
+            _check_graph(graph, visible, folder, depth + 1, inner)
+
+
+_FIELDS = [
+    "f",
+    "i",
+    "s",
+    "t",
+    "g",
+    "sparse_tensor",
+    "tp",
+    "floats",
+    "ints",
+    "strings",
+    "tensors",
+    "graphs",
+    "sparse_tensors",
+    "type_protos",
+]
+
+
+def _is_filled(attribute: onnx.AttributeProto, field: str) -> bool:
+    descriptor = attribute.DESCRIPTOR.fields_by_name[field]
+    if descriptor.is_repeated:
+        return len(getattr(attribute, field)) > 0
+    return bool(attribute.HasField(field))
+
+
+def _named(node: NodeProto) -> str:
+    return f"{node.name or next(iter(node.output), '')} ({node.op_type})"
+
+
+_DATA = [
+    "float_data",
+    "int32_data",
+    "string_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+    "raw_data",
+]
+
+
+def check_tensor(tensor: TensorProto, folder: Path | None, where: str) -> None:
+    """Check that a stored tensor can be read in one way only.
+
+    Raises:
+        Malformed: if not; the message names it.
+    """
+    name = f"Tensor {tensor.name!r} of {where}"
+    filled = [field for field in _DATA if len(getattr(tensor, field))]
+    outside = tensor.data_location == TensorProto.EXTERNAL
+    if len(filled) + outside + (bool(tensor.external_data) and not outside) > 1:
+        both = [*filled, *(["external data"] if tensor.external_data else [])]
+        raise AmbiguousTensor(
+            f"{name} holds its elements in several places at once ({' and '.join(both)}), which "
+            "programs read differently. Write it again with one of them."
+        )
+    if min(tensor.dims, default=0) < 0 or prod(tensor.dims) > LARGEST:
+        raise AmbiguousTensor(
+            f"{name} claims the shape {list(tensor.dims)}, which no stored tensor has. Export the "
+            "model again."
+        )
+    if tensor.HasField("segment"):
+        raise AmbiguousTensor(
+            f"{name} is a segment of a larger one, which is not supported. Export the model again."
+        )
+    if outside:
+        _check_location(tensor, folder, name)
+    else:
+        _check_length(tensor, filled, name)
+
+
+def _check_length(tensor: TensorProto, filled: list[str], name: str) -> None:
+    """The elements are as many as the shape says."""
+    number = prod(tensor.dims)
+    if tensor.data_type not in TensorProto.DataType.values() or not tensor.data_type:
+        raise AmbiguousTensor(f"{name} has no known type ({tensor.data_type}). Export it again.")
+    bits = _bits(tensor.data_type)
+    if "raw_data" in filled:
+        given: float = len(tensor.raw_data)
+        wanted: float = -(-number * bits // 8) if bits else -1
+    else:
+        given = len(getattr(tensor, filled[0])) if filled else 0
+        wanted = _elements(tensor.data_type, number, bits)
+        _check_field(tensor, filled, name)
+    if given != wanted:
+        raise AmbiguousTensor(
+            f"{name} has the shape {list(tensor.dims)} and holds {given} items where that takes "
+            f"{wanted}. Export the model again, and check that it was copied whole."
+        )
+
+
+def _check_field(tensor: TensorProto, filled: list[str], name: str) -> None:
+    field = helper.tensor_dtype_to_field(tensor.data_type)
+    if filled and filled[0] != field:
+        raise AmbiguousTensor(
+            f"{name} holds its elements as {filled[0]}, where its type asks for {field}. Export "
+            "the model again."
+        )
+
+
+def _elements(data_type: int, number: int, bits: int) -> int:
+    """How many items of a typed field hold `number` elements."""
+    if bits and bits < 8:
+        return -(-number * bits // 8)
+    complex_ = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
+    return number * 2 if data_type in complex_ else number
+
+
+def _bits(data_type: int) -> int:
+    """The size of one element, 0 for texts."""
+    name = str(TensorProto.DataType.Name(data_type))
+    if name == "STRING":
+        return 0
+    if name.endswith(("INT4", "4E2M1")):
+        return 4
+    if name.endswith("INT2"):
+        return 2
+    return int(helper.tensor_dtype_to_np_dtype(data_type).itemsize) * 8
+
+
+def _check_location(tensor: TensorProto, folder: Path | None, name: str) -> None:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    if len(entries) != len(tensor.external_data) or not entries.get("location"):
+        raise AmbiguousTensor(
+            f"{name} does not say clearly where its external data lie. Write the model again."
+        )
+    location = entries["location"]
+    parts = (*PurePosixPath(location).parts, *PureWindowsPath(location).parts)
+    absolute = PurePosixPath(location).is_absolute() or bool(PureWindowsPath(location).anchor)
+    if absolute or ".." in parts:
+        raise ForeignData(
+            f"{name} takes its elements from {location!r}, outside the model's folder. Put the "
+            "file beside the model and name it without a folder."
+        )
+    if folder is None:
+        return
+    path = folder / location
+    if not path.is_file():
+        raise ForeignData(
+            f"{name} takes its elements from {location!r}, which does not exist beside the model. "
+            "Copy that file too."
+        )
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ForeignData(
+            f"{name} takes its elements from {location!r}, a link out of the model's folder. Copy "
+            "the file itself beside the model."
+        )
+    _check_extent(tensor, entries, path, name)
+
+
+def _check_extent(tensor: TensorProto, entries: dict[str, str], path: Path, name: str) -> None:
+    """The part of the file that holds the elements exists and is as long as the shape says."""
+    start, length = entries.get("offset", "0"), entries.get("length")
+    numbers = [start, *([length] if length is not None else [])]
+    if not all(one.isascii() and one.isdigit() for one in numbers):
+        raise AmbiguousTensor(f"{name} has external data at no proper place. Write it again.")
+    wanted = -(-prod(tensor.dims) * _bits(tensor.data_type) // 8)
+    if length is not None and int(length) != wanted:
+        raise AmbiguousTensor(
+            f"{name} has the shape {list(tensor.dims)}, which takes {wanted} bytes, and external "
+            f"data of {length}. Export the model again."
+        )
+    if int(start) + wanted > path.stat().st_size:
+        raise ForeignData(
+            f"{name} takes {wanted} bytes from {path.name!r}, which is too short for them. Copy "
+            "that file whole."
+        )

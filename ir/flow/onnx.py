@@ -1,0 +1,95 @@
+"""Reading ONNX models as `Flow`s.
+
+Nothing that a file says about its values is believed: every shape follows from those of the inputs
+through what each operator reads. What a file says about its inputs is believed, and can be
+overridden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+
+from planish.ir.flow import onnx_proto as proto
+from planish.ir.flow.graph import Flow
+from planish.ir.flow.lint import check, load
+from planish.ir.flow.onnx_graph import Context, Scope, plain_domain
+from planish.ir.flow.polynomial import Count
+from planish.ir.flow.vocabulary import Shape, Value
+
+
+def read_model(
+    model: str | Path | onnx.ModelProto, shapes: Mapping[str, Shape] | None = None
+) -> Flow:
+    """The flow of an ONNX model.
+
+    Weights are not loaded; external data are not opened. Sizes that are symbols count as at least
+    1. Dimensions of one name have one size; those without a name have sizes of their own.
+
+    Args:
+        model: the file, or what was read from it.
+        shapes: of inputs, in place of those that the model states.
+
+    Raises:
+        Malformed: if the file is no ONNX model, or one that can be understood in several ways.
+        TooLarge: if it unfolds into more nodes than can be read.
+    """
+    if isinstance(model, onnx.ModelProto):
+        check(model)
+    else:
+        model = load(Path(model))
+    functions = {(plain_domain(one.domain), one.name, one.overload): one for one in model.functions}
+    context = Context(functions)
+    opsets = {plain_domain(one.domain): one.version for one in model.opset_import}
+    scope = Scope(context, opsets)
+    graph = model.graph
+    stored = _stored(scope, graph)
+    inputs = []
+    for one in graph.input:
+        if one.name not in stored:
+            value = _input(context, one, (shapes or {}).get(one.name))
+            scope.names[one.name] = value
+            inputs.append(value)
+    scope.names |= stored
+    scope.read(graph.node)
+    return Flow(
+        tuple(inputs),
+        tuple(stored.values()),
+        tuple(scope.nodes),
+        _outputs(scope, graph),
+        known=context.known,
+        unknown_operators=dict(context.unknown),
+    )
+
+
+def _stored(scope: Scope, graph: onnx.GraphProto) -> dict[str, Value]:
+    stored = {one.name: scope.store(one, one.name) for one in graph.initializer}
+    for sparse in graph.sparse_initializer:
+        name = sparse.values.name
+        stored[name] = Value(name, tuple(sparse.dims), proto.dtype_name(sparse.values.data_type))
+        scope.context.stored[stored[name]] = None
+    return stored
+
+
+def _input(context: Context, one: onnx.ValueInfoProto, given: Shape | None) -> Value:
+    def symbol(name: str, number: int) -> Count:
+        return context.symbol(name or f"{one.name}[{number}]")
+
+    shape = proto.input_shape(one, symbol) if given is None else given
+    tensor = one.type.HasField("tensor_type")
+    dtype = proto.dtype_name(one.type.tensor_type.elem_type) if tensor else None
+    return Value(one.name, shape, dtype)
+
+
+def _outputs(scope: Scope, graph: onnx.GraphProto) -> dict[str, Value]:
+    """By name; the tensors of a sequence by name and number."""
+    outputs: dict[str, Value] = {}
+    for one in graph.output:
+        held = scope.look_up(one.name)
+        if isinstance(held, Value):
+            outputs[one.name] = held
+        elif held is not None:
+            outputs |= {f"{one.name}.{number}": part for number, part in enumerate(held)}
+    return outputs
