@@ -9,18 +9,31 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from planish.api import Result, capture, optimize
+    from planish.auditing import AuditReport, audit
     from planish.ir.errors import PlanishError
     from planish.ir.program import Program
     from planish.runtime.session import load
 
 __version__ = "0.1.0"
 
-__all__ = ["PlanishError", "Program", "Result", "__version__", "capture", "load", "optimize"]
+__all__ = [
+    "AuditReport",
+    "PlanishError",
+    "Program",
+    "Result",
+    "__version__",
+    "audit",
+    "capture",
+    "load",
+    "optimize",
+]
 
 _HOMES = {
+    "AuditReport": "planish.auditing",
     "PlanishError": "planish.ir.errors",
     "Program": "planish.ir.program",
     "Result": "planish.api",
+    "audit": "planish.auditing",
     "capture": "planish.api",
     "load": "planish.runtime.session",
     "optimize": "planish.api",

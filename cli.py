@@ -129,6 +129,72 @@ def plan(model: Model, recipe: Recipe, as_json: Json = False) -> None:
     commands.plan(model, recipe, as_json=as_json)
 
 
+@app.command()
+def audit(
+    targets: Annotated[
+        list[str],
+        Argument(
+            help="ONNX files, checkpoint folders, artifacts, folders or globs of many, or "
+            "package.module:function that returns an nn.Module and its example inputs.",
+            show_default=False,
+        ),
+    ],
+    form: Annotated[str, Option("--format", "-f", help="text, json, sarif or html.")] = "text",
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Where to write json, sarif or html.")
+    ] = None,
+    batch_axis: Annotated[
+        list[str] | None, Option(help="NAME=AXIS, for an input whose batch is not along axis 0.")
+    ] = None,
+    output_axis: Annotated[
+        list[str] | None, Option(help="NAME=AXIS, for an output whose batch is not along axis 0.")
+    ] = None,
+    shared: Annotated[
+        list[str] | None, Option(help="An input that is the same for all requests.")
+    ] = None,
+    internal: Annotated[
+        list[str] | None, Option(help="An output that no request is given.")
+    ] = None,
+    owner_map: Annotated[
+        str | None,
+        Option(help="Rows of one request: 2 (two neighbours), or owners such as 0,1,0,1."),
+    ] = None,
+    spec: Annotated[
+        Path | None, Option(help="A YAML file with batch_axes, output_axes, shared, ...")
+    ] = None,
+    input_shape: Annotated[
+        list[str] | None,
+        Option(help="For package.module:function: the shape of an input, such as 2,3,224,224."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that requests in one batch stay apart, or show how one reaches another.
+
+    Every input holds the batch along axis 0, each row is a request of its own, and nothing is
+    shared, unless the options say otherwise; what a model file says of itself is not believed.
+    Exits with 0 if every target is isolated, 1 if one leaks, 3 if one is unproven, 2 if one
+    cannot be read.
+
+      planish audit model.onnx
+
+      planish audit ./models --format sarif --output audit.sarif
+
+      planish audit unet.onnx --owner-map 0,1,0,1 --shared timestep
+    """
+    from planish import audit_command
+
+    options = audit_command.Options(
+        tuple(batch_axis or ()),
+        tuple(output_axis or ()),
+        tuple(shared or ()),
+        tuple(internal or ()),
+        owner_map,
+        spec,
+        tuple(input_shape or ()),
+    )
+    raise typer.Exit(audit_command.main(targets, options, "json" if as_json else form, output))
+
+
 @app.command(name="eval")
 def evaluate(
     artifact: Artifact,

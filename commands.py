@@ -53,16 +53,23 @@ def resolve(model: str, input_shapes: Sequence[str] = ()) -> api.Model:
     """
     if (Path(model) / GRAPH_FILE).is_file():
         return Program.load(model)
-    if not _is_function(model):
-        return model
+    return api.capture(*example(model, input_shapes)) if is_function(model) else model
+
+
+def example(model: str, input_shapes: Sequence[str] = ()) -> tuple[Any, Any]:
+    """The model and the inputs that `package.module:function` makes.
+
+    Raises:
+        BadUsage: if there is no such function.
+    """
     made = _called(model)
     if isinstance(made, tuple):
-        return api.capture(*made)
-    inputs = [_example(shape) for shape in input_shapes]
-    return api.capture(made, inputs or None)
+        return made[0], made[1]
+    return made, [_example(shape) for shape in input_shapes] or None
 
 
-def _is_function(model: str) -> bool:
+def is_function(model: str) -> bool:
+    """Whether a name is one of the user's own functions."""
     named = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", model)
     return named is not None and not Path(model).exists()
 
@@ -183,7 +190,7 @@ def _against(name: str | None) -> Any:
     """An artifact as a session, a user's own module as it is; the rest goes to transformers."""
     if name is not None and (Path(name) / "planish.json").is_file():
         return Session.open(name)
-    if name is not None and _is_function(name):
+    if name is not None and is_function(name):
         made = _called(name)
         return made[0] if isinstance(made, tuple) else made
     return name

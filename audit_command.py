@@ -1,0 +1,165 @@
+"""What `planish audit` does: many targets, one line each, and each finding with its path."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from planish import auditing, commands, console
+from planish.auditing import AuditReport, Unreadable
+from planish.ir.errors import PlanishError
+from planish.ir.isolation.verdict import Finding
+
+FORMATS = ("text", "json", "sarif", "html")
+
+_STYLES = {"isolated": "green", "leaks": "bold red", "unproven": "yellow"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line was told; the names of `planish.audit`."""
+
+    batch_axes: tuple[str, ...] = ()
+    output_axes: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    internal: tuple[str, ...] = ()
+    owner_map: str | None = None
+    spec: Path | None = None
+    input_shapes: tuple[str, ...] = ()
+
+
+def main(given: Sequence[str], options: Options, form: str, output: Path | None) -> int:
+    """Audit and report.
+
+    Returns:
+        The exit code: 0 isolated, 1 leaks, 3 unproven, 2 unreadable; for many, the worst.
+    """
+    if form not in FORMATS:
+        raise commands.BadUsage(f"--format {form}: choose one of {', '.join(FORMATS)}.")
+    reports = run(given, options, quiet=form != "text")
+    if form == "text":
+        show(reports)
+    else:
+        text = rendered(reports, form)
+        if output is None:
+            print(text)
+        else:
+            output.write_text(text + "\n", encoding="utf-8")
+            console.err.print(f"written to {output}", markup=False)
+    return auditing.exit_code(reports)
+
+
+def rendered(reports: Sequence[AuditReport | Unreadable], form: str) -> str:
+    """The reports as a document: one target by itself, several with a summary."""
+    made = auditing.summarize(reports) if len(reports) > 1 else reports[0].to_json()
+    if form == "json":
+        return json.dumps(made, indent=2, ensure_ascii=False)
+    raise commands.BadUsage(f"--format {form}: not available yet.")
+
+
+def run(given: Sequence[str], options: Options, *, quiet: bool) -> list[AuditReport | Unreadable]:
+    """Audit every target; one that cannot be read is reported and does not stop the others.
+
+    Raises:
+        PlanishError: if there is only one target, and it cannot be read.
+    """
+    arguments: dict[str, Any] = {
+        "batch_axes": dict(_axis("--batch-axis", one) for one in options.batch_axes),
+        "output_axes": dict(_axis("--output-axis", one) for one in options.output_axes),
+        "shared": options.shared,
+        "internal": options.internal,
+        "owner_map": options.owner_map,
+        "spec": options.spec,
+    }
+    named = [one for one in given if commands.is_function(one)]
+    paths = list(auditing.targets([one for one in given if one not in named]))
+    total = len(named) + len(paths)
+    reports: list[AuditReport | Unreadable] = []
+    with console.counting("audit", quiet=quiet) as progress:
+        for number, one in enumerate([*named, *paths]):
+            progress(str(one), number, total)
+            try:
+                if isinstance(one, str):
+                    model, inputs = commands.example(one, options.input_shapes)
+                    reports.append(auditing.audit(model, inputs=inputs, **arguments))
+                else:
+                    reports.append(auditing.audit(one, **arguments))
+            except (PlanishError, OSError) as error:
+                if total == 1:
+                    raise
+                reports.append(Unreadable(str(one), str(error)))
+    return reports
+
+
+def _axis(option: str, given: str) -> tuple[str, int]:
+    name, _, axis = given.rpartition("=")
+    if not name or not axis.lstrip("-").isdigit():
+        raise commands.BadUsage(f"{option} {given}: give a name and a number, such as x=1.")
+    return name, int(axis)
+
+
+def show(reports: Sequence[AuditReport | Unreadable]) -> None:
+    """Print the verdicts for people: findings in full for one target, a table for many."""
+    if len(reports) > 1:
+        _table(reports)
+    for report in reports:
+        if isinstance(report, AuditReport) and (len(reports) == 1 or report.findings):
+            _show_one(report)
+
+
+def _table(reports: Sequence[AuditReport | Unreadable]) -> None:
+    rows = []
+    for one in reports:
+        if isinstance(one, Unreadable):
+            rows.append([one.target, "unreadable", "-", "-", one.error])
+        else:
+            why = one.findings[0].operator if one.findings else ""
+            rows.append([one.target, one.verdict, str(one.nodes), f"{one.seconds:.2f}", why])
+    console.table("", ["target", "verdict", "nodes", "seconds", "why"], rows)
+    counts = auditing.summarize(reports)["summary"]
+    console.out.print(", ".join(f"{count} {word}" for word, count in counts.items() if count))
+
+
+def _show_one(report: AuditReport) -> None:
+    out = console.out
+    out.print()
+    out.print(report.target, markup=False, soft_wrap=True)
+    counted = f"{len(report.outputs)} outputs, {report.nodes} nodes, {report.seconds:.2f} s"
+    out.print(report.verdict.upper(), style=_STYLES[report.verdict], end="")
+    out.print(f"  ({counted})", markup=False)
+    if len(report.outputs) > 1 and report.findings:
+        for output in report.outputs[:20]:
+            out.print(f"  {output.name}: {output.verdict}", markup=False, soft_wrap=True)
+    for number, finding in enumerate(report.findings, 1):
+        _show_finding(number, finding)
+    if report.unknown_operators:
+        named = ", ".join(f"{name} ({count})" for name, count in report.unknown_operators.items())
+        out.print(f"operators without a rule: {named}", markup=False, soft_wrap=True)
+    if report.assumptions:
+        out.print("assumed:")
+        for line in report.assumptions[:8]:
+            out.print(f"  {line}", markup=False, soft_wrap=True)
+        if len(report.assumptions) > 8:
+            out.print(f"  and {len(report.assumptions) - 8} more (--format json has them all)")
+
+
+def _show_finding(number: int, finding: Finding) -> None:
+    out = console.out
+    where = f" ({finding.where})" if finding.where else ""
+    out.print()
+    out.print(
+        f"{number}. {finding.kind}: {finding.operator} %{finding.node}{where}",
+        style="yellow" if finding.kind == "unknown" else "red",
+        markup=False,
+        soft_wrap=True,
+    )
+    out.print(f"   {finding.why}", markup=False, soft_wrap=True)
+    steps = finding.path if len(finding.path) <= 9 else (*finding.path[:4], *finding.path[-4:])
+    out.print(
+        "   path: " + " -> ".join(place.node for place in steps), markup=False, soft_wrap=True
+    )
+    out.print(f"   reaches: {', '.join(finding.outputs)}", markup=False, soft_wrap=True)
+    out.print(f"   fix: {finding.fix}", markup=False, soft_wrap=True)
