@@ -266,10 +266,7 @@ class Scope:
         """Define a call's outputs by what they read."""
         values: list[Value] = []
         flat: list[Expression] = []
-        missing = len(call.outputs) - len(expressions)
-        if missing > 0:  # outputs that a rule does not know of
-            expressions += unknown(call, "nothing is known of this output")[-missing:]
-        for output, expression in zip(call.outputs, expressions, strict=False):
+        for output, expression in zip(call.outputs, expressions, strict=True):
             parts = expression.parts if isinstance(expression, Items) else (expression,)
             several = isinstance(expression, Items)
             made = tuple(
@@ -363,10 +360,12 @@ _MALFORMED = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, 
 def _guarded(rule: OnnxRule) -> OnnxRule:
     """A rule that covers no call that does not fit, and whose results have ordinary shapes."""
 
-    def guarded(call: OnnxCall) -> Expression | tuple[Expression, ...]:
+    def guarded(call: OnnxCall) -> tuple[Expression, ...]:
         try:
             result = rule(call)
             several = result if isinstance(result, tuple) else (result,)
+            if len(several) < len(call.outputs):
+                raise NotCovered("more outputs than it knows of")
             parts = [
                 part
                 for one in several
@@ -378,7 +377,7 @@ def _guarded(rule: OnnxRule) -> OnnxRule:
                 raise NotCovered("a result of unknown rank")
         except _MALFORMED as problem:
             raise NotCovered(f"its inputs or attributes do not fit ({problem})") from problem
-        return result
+        return several[: len(call.outputs)]
 
     return guarded
 
