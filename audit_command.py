@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planish import auditing, commands, console
+from planish import auditing, commands, confirm, console
 from planish.auditing import AuditReport, Unreadable
 from planish.ir.errors import PlanishError
 from planish.ir.isolation.verdict import Finding
@@ -29,6 +29,7 @@ class Options:
     owner_map: str | None = None
     spec: Path | None = None
     input_shapes: tuple[str, ...] = ()
+    witness: Path | None = None
 
 
 def main(given: Sequence[str], options: Options, form: str, output: Path | None) -> int:
@@ -41,7 +42,7 @@ def main(given: Sequence[str], options: Options, form: str, output: Path | None)
         raise commands.BadUsage(f"--format {form}: choose one of {', '.join(FORMATS)}.")
     reports = run(given, options, quiet=form != "text")
     if form == "text":
-        show(reports)
+        show(reports, confirmed=options.witness is not None)
     else:
         text = rendered(reports, form)
         if output is None:
@@ -76,22 +77,48 @@ def run(given: Sequence[str], options: Options, *, quiet: bool) -> list[AuditRep
     }
     named = [one for one in given if commands.is_function(one)]
     paths = list(auditing.targets([one for one in given if one not in named]))
-    total = len(named) + len(paths)
+    several: list[str | Path] = [*named, *paths]
+    total = len(several)
     reports: list[AuditReport | Unreadable] = []
     with console.counting("audit", quiet=quiet) as progress:
-        for number, one in enumerate([*named, *paths]):
+        for number, one in enumerate(several):
             progress(str(one), number, total)
             try:
-                if isinstance(one, str):
+                if not isinstance(one, Path):
                     model, inputs = commands.example(one, options.input_shapes)
                     reports.append(auditing.audit(model, inputs=inputs, **arguments))
                 else:
-                    reports.append(auditing.audit(one, **arguments))
+                    report = auditing.audit(one, **arguments)
+                    if options.witness is not None:
+                        report = confirm.confirm(report, one, options.witness)
+                    reports.append(report)
             except (PlanishError, OSError) as error:
-                if total == 1:
+                if total == 1 or isinstance(error, confirm.Contradicted):
                     raise
                 reports.append(Unreadable(str(one), str(error)))
     return reports
+
+
+def replay(path: Path, target: Path, *, as_json: bool) -> int:
+    """Run a witness again, and say what moved.
+
+    Returns:
+        1 if the output moves, 0 if not a bit of it does.
+    """
+    witness = confirm.replayed(path, target)
+    moved = witness.difference > 0
+    if as_json:
+        told = ("output", "rows", "changed", "how", "difference", "size")
+        console.print_json({**{one: getattr(witness, one) for one in told}, "moved": moved})
+    else:
+        console.out.print(
+            f"rows {list(witness.changed)} of the inputs were changed ({witness.how}); rows "
+            f"{list(witness.rows)} of {witness.output} "
+            + (f"moved by {witness.difference:.4g} (of {witness.size:.4g})" if moved else "stayed"),
+            markup=False,
+            soft_wrap=True,
+        )
+    return int(moved)
 
 
 def _axis(option: str, given: str) -> tuple[str, int]:
@@ -101,13 +128,13 @@ def _axis(option: str, given: str) -> tuple[str, int]:
     return name, int(axis)
 
 
-def show(reports: Sequence[AuditReport | Unreadable]) -> None:
+def show(reports: Sequence[AuditReport | Unreadable], *, confirmed: bool = False) -> None:
     """Print the verdicts for people: findings in full for one target, a table for many."""
     if len(reports) > 1:
         _table(reports)
     for report in reports:
         if isinstance(report, AuditReport) and (len(reports) == 1 or report.findings):
-            _show_one(report)
+            _show_one(report, confirmed)
 
 
 def _table(reports: Sequence[AuditReport | Unreadable]) -> None:
@@ -123,7 +150,7 @@ def _table(reports: Sequence[AuditReport | Unreadable]) -> None:
     console.out.print(", ".join(f"{count} {word}" for word, count in counts.items() if count))
 
 
-def _show_one(report: AuditReport) -> None:
+def _show_one(report: AuditReport, confirmed: bool) -> None:
     out = console.out
     out.print()
     out.print(report.target, markup=False, soft_wrap=True)
@@ -135,6 +162,9 @@ def _show_one(report: AuditReport) -> None:
             out.print(f"  {output.name}: {output.verdict}", markup=False, soft_wrap=True)
     for number, finding in enumerate(report.findings, 1):
         _show_finding(number, finding)
+    if confirmed:
+        for line in confirm.lines(report):
+            out.print(line, markup=False, soft_wrap=True)
     if report.unknown_operators:
         named = ", ".join(f"{name} ({count})" for name, count in report.unknown_operators.items())
         out.print(f"operators without a rule: {named}", markup=False, soft_wrap=True)

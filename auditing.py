@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,15 @@ from planish.ir.errors import PlanishError
 from planish.ir.flow.polynomial import substitute
 from planish.ir.isolation.labels import Labels, Owners
 from planish.ir.isolation.programs import EXIT_CODES, NOT_COVERED, analyse_program
-from planish.ir.isolation.verdict import Analysis, Finding, OutputVerdict, Read, Verdict, analyse
+from planish.ir.isolation.verdict import (
+    Analysis,
+    Finding,
+    Given,
+    OutputVerdict,
+    Read,
+    Verdict,
+    analyse,
+)
 from planish.ir.program import Program
 
 
@@ -40,6 +48,10 @@ class AuditReport:
         assumptions: what the verdict rests on besides the graph.
         seconds: how long the analysis took, reading the file included.
         nodes: how many were analysed.
+        inputs: with their shapes and batch axes, for whoever wants to run the model.
+        output_axes: the batch axis of each output that has one.
+        owners: which rows belong to one request.
+        numerics: what was seen of rounding when the model was run (`planish.confirm`).
     """
 
     target: str
@@ -50,6 +62,10 @@ class AuditReport:
     assumptions: tuple[str, ...]
     seconds: float
     nodes: int
+    inputs: tuple[Given, ...] = ()
+    output_axes: Mapping[str, int] = field(default_factory=dict)
+    owners: Owners = field(default_factory=Owners)
+    numerics: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -73,7 +89,7 @@ class AuditReport:
                     "outputs": list(one.outputs),
                     "path": [asdict(place) for place in one.path],
                     "fix": one.fix,
-                    "witness": None,
+                    "witness": one.witness,
                 }
                 for one in self.findings
             ],
@@ -82,6 +98,7 @@ class AuditReport:
                 for name, count in sorted(self.unknown_operators.items())
             ],
             "assumptions": list(self.assumptions),
+            "numerics": list(self.numerics),
             "not_covered": list(NOT_COVERED),
             "seconds": round(self.seconds, 3),
             "nodes": self.nodes,
@@ -158,6 +175,9 @@ def audit(
         analysis.assumptions,
         time.perf_counter() - start,
         analysis.nodes,
+        analysis.inputs,
+        analysis.output_axes,
+        labels.owners,
     )
 
 

@@ -166,6 +166,16 @@ def audit(
         list[str] | None,
         Option(help="For package.module:function: the shape of an input, such as 2,3,224,224."),
     ] = None,
+    witness: Annotated[
+        Path | None,
+        Option(
+            help="Run ONNX models and artifacts too: write two batches that show a leak to this "
+            "folder, and check proofs."
+        ),
+    ] = None,
+    replay: Annotated[
+        Path | None, Option(help="Run a witness again on the target, instead of an audit.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Prove that requests in one batch stay apart, or show how one reaches another.
@@ -173,9 +183,11 @@ def audit(
     Every input holds the batch along axis 0, each row is a request of its own, and nothing is
     shared, unless the options say otherwise; what a model file says of itself is not believed.
     Exits with 0 if every target is isolated, 1 if one leaks, 3 if one is unproven, 2 if one
-    cannot be read.
+    cannot be read, 4 if running it contradicts the proof.
 
       planish audit model.onnx
+
+      planish audit model.onnx --witness found/
 
       planish audit ./models --format sarif --output audit.sarif
 
@@ -191,7 +203,11 @@ def audit(
         owner_map,
         spec,
         tuple(input_shape or ()),
+        witness,
     )
+    if replay is not None:
+        code = audit_command.replay(replay, Path(targets[0]), as_json=as_json)
+        raise typer.Exit(code)
     raise typer.Exit(audit_command.main(targets, options, "json" if as_json else form, output))
 
 

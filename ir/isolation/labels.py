@@ -71,6 +71,10 @@ class Owners:
             "0,0,1,1, nor one whole round of requests after another, such as 0,1,0,1."
         )
 
+    def of_row(self, row: int, rows: int) -> int:
+        """The request of one of so many rows."""
+        return row // self.rows if self.adjacent else row % (rows // self.rows)
+
     def map(self, axis: int, rows: Count) -> Map | None:
         """The request of each row of a tensor with `rows` rows along `axis`; None if uneven."""
         requests = quotient(rows, self.rows)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from planish.ir.flow.graph import Flow
 from planish.ir.flow.polynomial import Count, quotient
-from planish.ir.flow.vocabulary import Value
+from planish.ir.flow.vocabulary import Shape, Value
 from planish.ir.isolation.dependence import Cause, Dependence, Kind
 from planish.ir.isolation.digits import Digit, Map, make
 from planish.ir.isolation.fixes import fix_for
@@ -35,6 +35,7 @@ class Finding:
         outputs: every output that it reaches.
         fix: what would help.
         where: the module or source line, if known.
+        witness: the file with two batches that show it, if one was searched for and found.
     """
 
     kind: Kind
@@ -45,6 +46,7 @@ class Finding:
     outputs: tuple[str, ...]
     fix: str
     where: str = ""
+    witness: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,15 @@ class OutputVerdict:
     name: str
     verdict: Verdict
     requests: str
+
+
+@dataclass(frozen=True)
+class Given:
+    """An input: its shape, sizes of the batch tied, and its batch axis; None if it is shared."""
+
+    name: str
+    shape: Shape
+    axis: int | None
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,8 @@ class Analysis:
         unknown_operators: how often each operator without a rule occurs.
         assumptions: what the verdict rests on besides the graph.
         nodes: how many were analysed.
+        inputs: as declared, for whoever wants to run the model.
+        output_axes: the batch axis of each output that has one.
     """
 
     verdict: Verdict
@@ -75,6 +88,8 @@ class Analysis:
     unknown_operators: Mapping[str, int]
     assumptions: tuple[str, ...]
     nodes: int
+    inputs: tuple[Given, ...] = ()
+    output_axes: Mapping[str, int] = field(default_factory=dict)
 
 
 def analyse(read: Read, labels: Labels) -> Analysis:
@@ -105,6 +120,20 @@ def analyse(read: Read, labels: Labels) -> Analysis:
         flow.unknown_operators,
         labels.assumptions(flow, batch, ties),
         len(flow.nodes),
+        tuple(
+            Given(
+                one.name,
+                one.shape,
+                None if one.name in labels.shared else labels.axis(one.name, one.shape),
+            )
+            for one in flow.inputs
+        ),
+        {
+            name: axis
+            for name, value in flow.outputs.items()
+            if name not in labels.internal
+            and (axis := labels.output_axis(name, value.shape)) is not None
+        },
     )
 
 
