@@ -43,6 +43,7 @@ class Context:
         known: what is known of values.
         floats: the elements of very small stored tensors of floating-point numbers.
         stored: the tensors that are part of the model, those of nested graphs too.
+        made: what values read that nodes define.
         unknown: how often each operator without a rule occurs.
     """
 
@@ -50,6 +51,7 @@ class Context:
     known: dict[Value, Known] = field(default_factory=dict)
     floats: dict[Value, tuple[float, ...]] = field(default_factory=dict)
     stored: dict[Value, None] = field(default_factory=dict)
+    made: dict[Value, Expression] = field(default_factory=dict)
     unknown: Counter[str] = field(default_factory=Counter)
     steps: int = 0
     _fresh: int = 0
@@ -223,6 +225,7 @@ class Scope:
             self.context.known,
             self.context.fresh,
             self._floats,
+            self.context.made,
         )
         expressions = self._apply(rule, call, inputs)
         self._finish(node, call, expressions)
@@ -308,6 +311,7 @@ class Scope:
             if value.name in node.output:
                 self.names[value.name] = value
         name = f"{self.path}{node.name or node.op_type}"
+        self.context.made.update(zip(values, expressions, strict=True))
         kept = tuple(value for value in controls if value not in self.context.stored)
         self.nodes.append(
             Node(

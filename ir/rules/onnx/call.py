@@ -44,6 +44,7 @@ class OnnxCall(Call):
         known: what is known of values.
         fresh: makes a symbol for a size that data decide.
         floats: the elements of a small stored tensor of floating-point numbers, if it is one.
+        made: what values read that earlier nodes define.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class OnnxCall(Call):
         known: Mapping[Value, Known],
         fresh: Callable[[], Count],
         floats: Callable[[Expression], tuple[float, ...] | None],
+        made: Mapping[Value, Expression],
     ) -> None:
         self.operator = operator
         self.version = version
         self.outputs = outputs
         self.known_values = known
         self.fresh = fresh
+        self.made = made
         self.controls: list[Expression] = []
         self._floats = floats
         self._inputs = tuple(inputs)

@@ -6,6 +6,7 @@ from planish.ir.flow.call import NotCovered, Result
 from planish.ir.flow.known import Counting, Known, of
 from planish.ir.flow.polynomial import Count
 from planish.ir.flow.vocabulary import (
+    Concat,
     Expression,
     Opaque,
     Operand,
@@ -14,6 +15,7 @@ from planish.ir.flow.vocabulary import (
     Shape,
     Slice,
     Tag,
+    Value,
     aligned,
     pointwise,
     replace_at,
@@ -54,6 +56,17 @@ def column(one: Expression, number: int, call: OnnxCall) -> tuple[Known | None, 
     """What is known of one coordinate of places, and its shape."""
     last = len(one.shape) - 1
     shape = one.shape[:-1]
+    joined = call.made.get(one) if isinstance(one, Value) else None
+    if isinstance(joined, Concat) and joined.dim == last:
+        # Coordinates are mostly put together just before, and each is known better by itself.
+        for part in joined.operands:
+            size = part.shape[last]
+            if not isinstance(size, int):
+                break
+            if number < size:
+                one = part
+                break
+            number -= size
     return of(Reshape(Slice(one, last, number, 1, 1), shape), call.known_values), shape
 
 
