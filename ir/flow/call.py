@@ -8,7 +8,7 @@ from typing import Any
 
 from planish.ir.flow.known import Known, of
 from planish.ir.flow.polynomial import Count, Polynomial
-from planish.ir.flow.vocabulary import Expression, Opaque, Shape, Value
+from planish.ir.flow.vocabulary import Expression, Opaque, Shape, Unranked, Value
 
 
 class Call(ABC):
@@ -38,6 +38,10 @@ class Call(ABC):
     @abstractmethod
     def unread(self) -> tuple[str, ...]:
         """The arguments given and never asked for, harmless ones left out."""
+
+    def in_row_major_order(self, name: str) -> bool:  # noqa: ARG002
+        """Whether an operand lies in memory of its own, in row-major order, for certain."""
+        return False
 
     @property
     def shape(self) -> Shape:
@@ -91,7 +95,22 @@ def apply(rule: Rule | None, call: Call) -> tuple[tuple[Expression, ...], str | 
     if unread := call.unread():
         why = f"the rule for {call.operator} does not know its argument {', '.join(unread)}"
         return unknown(call, why), why
-    return (result if isinstance(result, tuple) else (result,)), None
+    expressions = result if isinstance(result, tuple) else (result,)
+    for expression, output in zip(expressions, call.outputs, strict=True):
+        if not _agree(expression.shape, output.shape):
+            why = f"the rule for {call.operator} expects another shape than {output.shape}"
+            return unknown(call, why), why
+    return expressions, None
+
+
+def _agree(said: Shape, real: Shape) -> bool:
+    """Whether two shapes may be the same; sizes that are written differently may."""
+    if isinstance(said, Unranked) or isinstance(real, Unranked):
+        return True
+    return len(said) == len(real) and all(
+        one == other or not (isinstance(one, int) and isinstance(other, int))
+        for one, other in zip(said, real, strict=True)
+    )
 
 
 def count(given: Any) -> Count:

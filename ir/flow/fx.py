@@ -17,7 +17,7 @@ from planish.ir.flow import higher_order
 from planish.ir.flow.call import Call, NotCovered, apply
 from planish.ir.flow.graph import Flow, Node, State
 from planish.ir.flow.known import Known, Numbers, numbers, of
-from planish.ir.flow.polynomial import Count, Polynomial, floor_quotient, product
+from planish.ir.flow.polynomial import Count, Polynomial, floor_quotient, product, row_strides
 from planish.ir.flow.vocabulary import Expression, Fill, Opaque, Shape, Value, everything
 from planish.ir.operators import HigherOrderOperator, is_operator, schema
 from planish.ir.program import Program
@@ -84,7 +84,8 @@ class Sizes:
         if result is None:
             # Rounded divisions and the like: a symbol of its own, the same for the same text.
             inner = ", ".join(map(str, parts))
-            result = Polynomial.symbol(f"{type(expression).__name__}({inner})")
+            text = f"{type(expression).__name__}({inner})" if parts else str(expression)
+            result = Polynomial.symbol(text)
         return result
 
     def _arithmetic(self, expression: Any, parts: list[Count]) -> Count | None:
@@ -149,6 +150,17 @@ class _FxCall(Call):
         for given in self._given.values():
             collect(self._resolve(given))
         return tuple(found)
+
+    def in_row_major_order(self, name: str) -> bool:
+        node = self._given.get(name)
+        if not isinstance(node, fx.Node) or not is_operator(node.target):
+            return False  # an input may be a part of something larger
+        value = self._resolve(node)
+        views = any(result.alias_info is not None for result in schema(node.target).returns)
+        if views or not isinstance(value, Value):
+            return False
+        steps = zip(value.shape, row_strides(value.shape), node.meta["val"].stride(), strict=True)
+        return all(size == 1 or step == self._resolve(given) for size, step, given in steps)
 
     def unread(self) -> tuple[str, ...]:
         return tuple(
@@ -346,7 +358,14 @@ def _is_of(known: Known, output: Value) -> bool:
     if not isinstance(known, Numbers):
         return bool(output.dtype != torch.bool)
     truths = bool(output.dtype == torch.bool)
-    return all(isinstance(x, bool) == truths for x in known.array.flat)
+    if any(isinstance(x, bool) != truths for x in known.array.flat):
+        return False
+    # What does not fit wraps around; what is computed from it then is not what it was.
+    return truths or all(_fits(x, output.dtype) for x in known.array.flat if isinstance(x, int))
+
+
+def _fits(number: int, dtype: torch.dtype) -> bool:
+    return torch.iinfo(dtype).min <= number <= torch.iinfo(dtype).max
 
 
 def _source_line(node: fx.Node) -> str:
@@ -401,6 +420,7 @@ def read_exported(exported: ExportedProgram, ties: Mapping[str, Count] | None = 
     reader = _Reader(Sizes({}, ties), exported.graph_module)
     signature = exported.graph_signature
     specs = {spec.arg.name: spec for spec in signature.input_specs}
+    written = {str(spec.target) for spec in signature.output_specs if spec.kind in _WRITES}
     inputs: list[Value] = []
     stored: dict[str, Value] = {}
     for node in exported.graph.nodes:
@@ -411,7 +431,9 @@ def read_exported(exported: ExportedProgram, ties: Mapping[str, Count] | None = 
                     inputs.append(reader.enter(node, node.name))
                 continue
             name = str(spec.target)
-            stored[name] = reader.enter(node, name, _tensor(exported, name))
+            # What a run writes holds other numbers from the second run on.
+            tensor = _tensor(exported, name) if name not in written else None
+            stored[name] = reader.enter(node, name, tensor)
         elif node.op == "call_function":
             reader.call(node)
     results = zip(signature.output_specs, _returned(exported.graph), strict=True)
@@ -421,12 +443,15 @@ def read_exported(exported: ExportedProgram, ties: Mapping[str, Count] | None = 
     for spec, node in results:
         if not isinstance(node, fx.Node) or not isinstance(node.meta.get("val"), Tensor):
             continue
-        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+        if spec.kind in _WRITES:
             name = str(spec.target)
             states.append(State(name, before[name], reader.values[node]))
         else:
             outputs[str(node.name)] = node
     return reader.flow(inputs, stored.values(), outputs, states)
+
+
+_WRITES = (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION)
 
 
 def _tensor(exported: ExportedProgram, name: str) -> Tensor | None:

@@ -6,6 +6,7 @@ exact division, equality. A computer algebra system does far more and takes far 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias, Union
 
@@ -14,6 +15,9 @@ Monomial: TypeAlias = tuple[tuple[str, int], ...]
 
 Count: TypeAlias = Union[int, "Polynomial"]
 """A size: a number, or a polynomial that is not one."""
+
+
+_DATA = re.compile(r"u\d+")
 
 
 class Polynomial:
@@ -136,6 +140,23 @@ def floor_quotient(dividend: Count, divisor: Count) -> Count | None:
 def divides(divisor: Count, dividend: Count) -> bool:
     """Whether `divisor` divides `dividend` for every value of the symbols."""
     return quotient(dividend, divisor) is not None
+
+
+def at_least(count: Count, bound: int) -> bool:
+    """Whether `count` is never less than `bound`, sizes being 1 or more.
+
+    False where that is not plain: for numbers that data decide (`u0`), rounded quotients (which
+    are symbols with brackets in their names) and differences of sizes.
+    """
+    if isinstance(count, int):
+        return count >= bound
+    if any(not name.isidentifier() or _DATA.fullmatch(name) for name in count.symbols):
+        return False
+    least = {name: Polynomial.symbol(name) + 1 for name in count.symbols}
+    above = substitute(count, least) - bound
+    if isinstance(above, int):
+        return above >= 0
+    return all(factor >= 0 for _, factor in above.terms)
 
 
 def substitute(count: Count, values: Mapping[str, Count]) -> Count:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from planish.ir.flow.call import Call, NotCovered, Rule
 from planish.ir.flow.known import Counting, Known, Numbers
-from planish.ir.flow.polynomial import Count
+from planish.ir.flow.polynomial import Count, at_least
 from planish.ir.flow.vocabulary import (
     Expression,
     Opaque,
@@ -69,10 +69,14 @@ def lookup(
             return whole  # indices that wrap around
         base = size + base
     if not moving:
-        return Slice(value, dim, base, 1, 1), f"picked {dim}"
+        start = base if at_least(base, 0) else None
+        return Slice(value, dim, start, 1, 1), f"picked {dim}"
     step = counting.steps[moving[0]]
     if len(moving) > 1 or not isinstance(step, int):
         return whole
+    last = base + step * (index_shape[moving[0]] - 1)
+    if not (at_least(base, 0) and at_least(last, 0)):
+        return whole  # some of them may wrap around
     return Slice(value, dim, base, step, index_shape[moving[0]]), places[moving[0]]
 
 
@@ -159,8 +163,20 @@ def scatter(call: Call) -> Expression:
     value, one = call["self"], call["index"]
     rank = len(value.shape)
     dim = call.dim(call["dim"], rank)
-    sources = [other for other in call.tensors() if other is not value and other is not one]
+    sources = _written(call, "src")
     return scattered(value, dim, one, sources, call.known(one))
+
+
+def _written(call: Call, name: str) -> list[Expression]:
+    """What is written: by its name, since it may be the very tensor that is written to."""
+    for given in (name, "value"):
+        try:
+            source = call[given]
+        except KeyError:
+            continue
+        call.tensors()
+        return [source] if isinstance(source, Expression) else []
+    raise NotCovered("no argument that is written")
 
 
 def scattered(
@@ -286,7 +302,7 @@ def index_add(call: Call) -> Expression:
     value, one = call["self"], call["index"]
     rank = len(value.shape)
     dim = call.dim(call["dim"], rank)
-    others = [other for other in call.tensors() if other is not value and other is not one]
+    others = _written(call, "source")
     tags = tuple("written" if place == dim else place for place in range(rank))
     operands = [aligned(value, rank), Operand(one, ("written",) if one.shape else ())]
     operands += [Operand(other, tags if other.shape else ()) for other in others]
@@ -304,6 +320,15 @@ def host_read(call: Call) -> Expression:
     return everything("statistic", call.shape, *call.tensors())
 
 
+def embedding_bag(call: Call) -> tuple[Expression, ...]:
+    """`_embedding_bag(table, indices, offsets)`: any bag may hold any of the indices."""
+    table, *places = call.tensors()
+    width = Operand(table, ("looked up", 1))
+    listed = everything("gather", call.shape, *places).operands
+    rest = (everything("gather", output.shape, *places) for output in call.outputs[1:])
+    return (Reads(call.shape, (width, *listed), "gather"), *rest)
+
+
 def _names(rule: Rule, operators: str) -> dict[str, Rule]:
     return {f"aten.{name}": rule for name in operators.split()}
 
@@ -313,6 +338,7 @@ RULES: dict[str, Rule] = (
     | _names(index_select, "index_select.default")
     | _names(embedding, "embedding.default")
     | _names(gather, "gather.default")
+    | _names(embedding_bag, "_embedding_bag.default _embedding_bag_forward_only.default")
     | _names(
         scatter,
         """scatter.src scatter.value scatter.reduce scatter.value_reduce scatter_add.default

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planish.ir.flow.call import Call, NotCovered, Rule, count
-from planish.ir.flow.polynomial import Count, product, row_strides
+from planish.ir.flow.polynomial import Count, at_least, product, row_strides
 from planish.ir.flow.vocabulary import (
     Concat,
     Diagonal,
@@ -29,7 +29,7 @@ from planish.ir.flow.vocabulary import (
 
 def reshape(call: Call) -> Expression:
     """Any operator that only names another shape."""
-    (value,) = call.tensors()
+    value, *_ = call.tensors()
     return Reshape(value, call.shape)
 
 
@@ -58,6 +58,8 @@ def transpose(call: Call) -> Expression:
         names = ("dim0", "dim1") if "swapaxes" not in call.operator else ("axis0", "axis1")
         pair = (call[names[0]] % rank, call[names[1]] % rank)
     order = list(range(rank))
+    if "numpy_T" in call.operator:
+        return permuted(value, order[::-1])
     order[pair[0]], order[pair[1]] = pair[1], pair[0]
     return permuted(value, order)
 
@@ -97,7 +99,8 @@ def _start(call: Call, value: Expression, dim: int) -> Count | None:
     if start is None or start == 0:
         return 0
     if not isinstance(start, int) or start > 0:
-        return count(start)  # beyond the end the slice is empty
+        # Beyond the end the slice is empty; below 0 it counts from the end.
+        return start if at_least(count(start), 0) else None
     if isinstance(size, int):
         return max(0, size + start)
     stop: Count = size
@@ -113,19 +116,23 @@ def select(call: Call) -> Expression:
     """`select(x, dim, index)`."""
     value = call["self"]
     dim = call.dim(call["dim"], len(value.shape))
-    index = count(call["index"])
-    start = index if not isinstance(index, int) or index >= 0 else value.shape[dim] + index
+    start = _place(call["index"], value.shape[dim])
     return Reshape(Slice(value, dim, start, 1, 1), call.shape)
+
+
+def _place(index: object, size: Count) -> Count | None:
+    """An index counted from the front, None if its sign is uncertain."""
+    place = count(index)
+    if isinstance(place, int) and place < 0:
+        place = size + place
+    return place if at_least(place, 0) else None
 
 
 def narrow(call: Call) -> Expression:
     """`narrow(x, dim, start, length)`."""
     value = call["self"]
     dim = call.dim(call["dim"], len(value.shape))
-    start = count(call["start"])
-    if isinstance(start, int) and start < 0:
-        start = value.shape[dim] + start
-    call["length"]
+    start, _ = _place(call["start"], value.shape[dim]), call["length"]
     return Slice(value, dim, start, 1, call.shape[dim])
 
 
@@ -220,7 +227,7 @@ def as_strided(call: Call) -> Expression:
     strides = row_strides(call.shape)
     given = [count(number) for number in call["stride"]]
     wanted = zip(call.shape, strides, given, strict=True)
-    whole = product(value.shape) == product(call.shape)
+    whole = product(value.shape) == product(call.shape) and call.in_row_major_order("self")
     if whole and not call["storage_offset"] and all(n == 1 or a == b for n, a, b in wanted):
         return Reshape(value, call.shape)
     return Opaque(call.shape, (value,), "memory is read in another order than it was written")
@@ -277,7 +284,7 @@ def slice_scatter(call: Call) -> Expression:
     value, source = call["self"], call["src"]
     dim = call.dim(call["dim"], len(value.shape))
     size, part = value.shape[dim], source.shape[dim]
-    start, _ = call["start"] or 0, call["end"]
+    start, _ = count(call["start"] or 0), call["end"]
     if part == size:
         return pointwise("copy", source)  # a slice as long as the dimension is all of it
     if call["step"] != 1:
@@ -286,7 +293,9 @@ def slice_scatter(call: Call) -> Expression:
         if not isinstance(size, int):
             raise NotCovered("a slice that may be clamped")
         start = max(0, size + start)
-    return _replaced(value, source, dim, count(start))
+    if not at_least(start, 0) or source.shape[dim] == 0:
+        raise NotCovered("a slice that may be empty, or begin before the first element")
+    return _replaced(value, source, dim, start)
 
 
 def _replaced(value: Expression, part: Expression, dim: int, start: Count) -> Expression:
@@ -301,9 +310,9 @@ def select_scatter(call: Call) -> Expression:
     """`select_scatter(x, source, dim, index)`: x with one index of a dimension replaced."""
     value, source = call["self"], call["src"]
     dim = call.dim(call["dim"], len(value.shape))
-    index = count(call["index"])
-    if isinstance(index, int) and index < 0:
-        index = value.shape[dim] + index
+    index = _place(call["index"], value.shape[dim])
+    if index is None:
+        raise NotCovered("an index that may count from the end")
     return _replaced(value, inserted(source, dim), dim, index)
 
 
@@ -373,7 +382,7 @@ RULES: dict[str, Rule] = (
         """view.default _unsafe_view.default reshape.default _reshape_copy.default
         view_copy.default flatten.using_ints unflatten.int squeeze.default squeeze.dim squeeze.dims
         squeeze_copy.dim squeeze_copy.dims unsqueeze.default unsqueeze_copy.default view_as.default
-        _reshape_alias.default ravel.default""",
+        ravel.default""",
     )
     | _names(expand, "expand.default expand_as.default broadcast_to.default expand_copy.default")
     | _names(permute, "permute.default permute_copy.default")

@@ -10,14 +10,14 @@ import torch
 from planish.ir.flow.call import Call, Learn, Result, Rule
 from planish.ir.flow.known import Known, Numbers, combined, numbers
 from planish.ir.flow.polynomial import Polynomial
-from planish.ir.flow.vocabulary import Expression, pointwise
+from planish.ir.flow.vocabulary import Expression, Reshape, pointwise
 from planish.ir.operators import schema
 
 KINDS = {
     "linear": "neg negative positive true_divide div divide deg2rad rad2deg conj_physical",
     "add": "add sub subtract rsub",
     "hadamard": "mul multiply addcmul",
-    "homogeneous": "relu leaky_relu abs maximum minimum fmax fmin _prelu_kernel prelu",
+    "homogeneous": "relu leaky_relu abs maximum minimum fmax fmin _prelu_kernel",
     "square": "square pow",
     "nonlinear": """
         acos acosh addcdiv angle asin asinh atan atan2 atanh arctan2
@@ -34,7 +34,7 @@ KINDS = {
         special_bessel_j1 special_entr special_erfcx special_i0e special_i1 special_i1e
         special_log_ndtr special_ndtri special_xlog1py special_zeta sqrt tan tanh
         threshold trunc fix xlogy tril triu bernoulli
-        fake_quantize_per_tensor_affine fake_quantize_per_channel_affine
+        fake_quantize_per_tensor_affine
     """,
 }
 """Packets by what they compute. `tril` and `triu` clear elements by their place alone; the ranges
@@ -92,6 +92,27 @@ def where(call: Call) -> Expression:
     return pointwise("nonlinear", condition, *sides, shape=call.shape)
 
 
+def prelu(call: Call) -> Expression:
+    """`prelu(x [N, C, ...], weight [C])`: the weight lies along dimension 1."""
+    value, weight = call["self"], call["weight"]
+    return pointwise("homogeneous", value, _along(weight, 1, len(value.shape)))
+
+
+def fake_quantize(call: Call) -> Expression:
+    """`fake_quantize_per_channel_affine(x, scale, zero_point, axis)`."""
+    value, *parameters = call.tensors()
+    rank = len(value.shape)
+    axis = call.dim(call["axis"], rank)
+    return pointwise("nonlinear", value, *(_along(one, axis, rank) for one in parameters))
+
+
+def _along(parameter: Expression, dim: int, rank: int) -> Expression:
+    """A parameter of one dimension, or of one number, along `dim`."""
+    if not parameter.shape or parameter.shape == (1,):
+        return parameter
+    return Reshape(parameter, (*parameter.shape, *(1,) * (rank - 1 - dim)))
+
+
 def dropout(call: Call) -> Result:
     """Zeroes by chance, alike for every content; the mask reads nothing of the data."""
     value = pointwise("linear", *call.tensors(), shape=call.shape)
@@ -114,6 +135,8 @@ def _table() -> dict[str, Rule]:
     rules |= {f"aten.{name}": cast for name in casts.split()}
     rules |= {f"aten.where.{name}": where for name in WHERE.split()}
     rules["aten.copy.default"] = copied
+    rules["aten.prelu.default"] = prelu
+    rules["aten.fake_quantize_per_channel_affine.default"] = fake_quantize
     rules["aten.frexp.Tensor"] = lambda call: (
         pointwise("nonlinear", *call.tensors()),
         pointwise("nonlinear", *call.tensors()),

@@ -156,7 +156,10 @@ def attention(call: Call) -> Result:
         _optional(call, name)
     shape = call.shape
     out = attended(query, key, value, mask if isinstance(mask, Expression) else None, shape)
-    rest = [_statistics(query, key, output.shape) for output in call.outputs[1:]]
+    rest = [
+        _statistics(query, key, mask if isinstance(mask, Expression) else None, output.shape)
+        for output in call.outputs[1:]
+    ]
     return (out, *rest)
 
 
@@ -179,6 +182,8 @@ def attended(
     heads = query.shape[lead - 1] if lead else 1
     shared = key.shape[lead - 1] if lead else 1
     if lead and shared not in (heads, 1):
+        if value.shape[lead - 1] != shared:
+            raise NotCovered("keys and values of different numbers of heads")
         return _grouped(query, key, value, mask, shape)
     places = tuple(range(lead))
     q = Operand(query, (*places, lead, "width"))
@@ -219,14 +224,20 @@ def _grouped(
     return Reshape(attended(parted(query), lone(key), lone(value), mask, wide), shape)
 
 
-def _statistics(query: Expression, key: Expression, shape: Shape) -> Expression:
+def _statistics(
+    query: Expression, key: Expression, mask: Expression | None, shape: Shape
+) -> Expression:
     """What fused kernels return beside the result: one number a query row, or a seed."""
     if len(shape) != len(query.shape) - 1:
         return Fill(shape, "random")
     lead = len(shape) - 1
     q = Operand(query, (*range(lead + 1), "width"))
     k = Operand(key, (*range(lead - 1), "heads", "positions", "width"))
-    return Reads(shape, (q, k), "statistic")
+    operands = [q, k]
+    if mask is not None:
+        first = lead + 2 - len(mask.shape)
+        operands.append(Operand(mask, (*range(first, lead + 1), "positions")))
+    return Reads(shape, tuple(operands), "statistic")
 
 
 def rotary(call: Call) -> Expression:

@@ -11,6 +11,7 @@ from planish.ir.flow.vocabulary import (
     Reshape,
     Shape,
     Slice,
+    Tag,
     along,
     everything,
     pointwise,
@@ -50,6 +51,10 @@ def _dims(call: Call, rank: int) -> tuple[int, ...]:
             given = call[name]
         except KeyError:
             continue
+        if given == [] and call.operator in ("aten.any.dims", "aten.all.dims"):
+            return ()  # unlike the others, these then reduce nothing
+        if given == [] and call.operator == "aten.nansum.default":
+            raise NotCovered("no dimensions, of which torch's kernel and shapes disagree")
         return call.dims(None if given == [] else given, rank)
     return tuple(range(rank))
 
@@ -181,6 +186,8 @@ def group_norm(call: Call) -> Result:
     groups = call["group"] if native else call["num_groups"]
     for name in ("N", "C", "HxW") if native else ("cudnn_enabled",):
         call[name]
+    if native and (call["N"], call["C"]) != (value.shape[0], value.shape[1]):
+        raise NotCovered("sizes that are not the tensor's")
     call["eps"]
     rank = len(value.shape)
     batch, channels, *rest = value.shape
@@ -278,6 +285,15 @@ def grid_sample(call: Call) -> Expression:
     return Reads(call.shape, (image, places), "window")
 
 
+def columns(call: Call) -> Expression:
+    """`im2col` and `col2im` of [N, C, ...], or [C, ...]: windows of each sample by itself."""
+    (value,) = call.tensors()
+    batched = len(value.shape) == (4 if "im2col" in call.operator else 3)
+    lead: tuple[Tag, ...] = (0,) if batched else ()
+    rest = (f"window{dim}" for dim in range(len(lead), len(value.shape)))
+    return Reads(call.shape, (Operand(value, (*lead, *rest)),), "window")
+
+
 def glu(call: Call) -> Expression:
     """`glu(x, dim)`: one half gates the other."""
     value = call["self"]
@@ -330,7 +346,7 @@ RULES: dict[str, Rule] = (
     | _each(layer_norm, "layer_norm.default native_layer_norm.default")
     | _each(
         batch_norm,
-        """batch_norm.default native_batch_norm.default _native_batch_norm_legit.default
+        """batch_norm.default native_batch_norm.default
         _native_batch_norm_legit.no_stats _native_batch_norm_legit_functional.default
         _native_batch_norm_legit_no_training.default
         _batch_norm_with_update_functional.default _batch_norm_no_update.default""",
@@ -348,6 +364,7 @@ RULES: dict[str, Rule] = (
     | _each(windows(2), "adaptive_max_pool2d.default")
     | _each(grid_sample, "grid_sampler.default grid_sampler_2d.default grid_sampler_3d.default")
     | _each(glu, "glu.default")
+    | _each(columns, "im2col.default col2im.default")
     | _each(fft, "_fft_r2c.default _fft_c2c.default _fft_c2r.default fft_rfft.default")
     | _each(renorm, "renorm.default")
 )
