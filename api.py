@@ -50,6 +50,7 @@ class Result:
         recipe: what was run.
         isolation: the verdict on whether requests in a batch stay apart.
         certificate: what the verdict speaks of, what it rests on, what it does not cover.
+        policy: what was asked of the result's isolation.
         folder: where the artifact was written, if it was.
         files: bytes by kind of file in the artifact (`"onnx"`, `"checkpoint"`, `"torch"`).
         notes: what did not go as usual, for people to read.
@@ -61,6 +62,7 @@ class Result:
     recipe: recipes.Recipe
     isolation: str = UNANALYSED
     certificate: Mapping[str, Any] = field(default_factory=dict)
+    policy: Isolation = "enforce"
     folder: Path | None = None
     files: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -92,6 +94,8 @@ class Result:
             planish.lowering.artifact.NotOurs: if the folder exists and is no artifact.
             planish.lowering.artifact.NoSpace: if the disk has too little room.
             planish.lowering.onnx.UnsupportedOperator: if an operator has no ONNX form.
+            planish.ir.isolation.programs.Refused: if the lowered model is not proven isolated,
+                under `enforce`.
         """
         this: Any = self  # type checkers may see this file under two names
         made: Any = release.write(
@@ -226,7 +230,7 @@ def optimize(
     program, steps = apply(
         original, chosen.passes, names=name_of, isolation=asked, progress=progress
     )
-    result = Result(program, original, steps, chosen)
+    result = Result(program, original, steps, chosen, policy=policy)
     if asked:
         analysis = analyse_program(program)
         _hold(policy, analysis, "the result")

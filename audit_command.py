@@ -12,6 +12,7 @@ from planish import auditing, commands, confirm, console
 from planish.auditing import AuditReport, Unreadable
 from planish.ir.errors import PlanishError
 from planish.ir.isolation.verdict import Finding
+from planish.verification import Verification
 
 FORMATS = ("text", "json", "sarif", "html")
 
@@ -119,6 +120,30 @@ def replay(path: Path, target: Path, *, as_json: bool) -> int:
             soft_wrap=True,
         )
     return int(moved)
+
+
+def show_verification(found: Verification, *, as_json: bool) -> int:
+    """Print what `planish verify` found.
+
+    Returns:
+        The exit code.
+    """
+    if as_json:
+        console.print_json(found.to_json())
+        return found.exit_code
+    rules = "the same rules" if found.same_rules else "other rules than those of the certificate"
+    console.figures(
+        {
+            "files": f"{found.files} as written",
+            "isolation": f"{found.verdict}, proven anew by {rules}"
+            if found.verdict == "isolated"
+            else f"{found.verdict} (certificate: {found.certified})",
+        }
+    )
+    for line in found.findings:
+        console.out.print(line, markup=False, soft_wrap=True)
+    console.out.print(f"assumed: {'; '.join(found.assumptions)}", markup=False, soft_wrap=True)
+    return found.exit_code
 
 
 def _axis(option: str, given: str) -> tuple[str, int]:

@@ -12,15 +12,13 @@ from typing import Any
 import yaml
 
 from planish.ir.errors import PlanishError
-from planish.ir.flow.polynomial import substitute
 from planish.ir.isolation.labels import Labels, Owners
-from planish.ir.isolation.programs import EXIT_CODES, NOT_COVERED, analyse_program
+from planish.ir.isolation.programs import EXIT_CODES, NOT_COVERED, analyse_onnx, analyse_program
 from planish.ir.isolation.verdict import (
     Analysis,
     Finding,
     Given,
     OutputVerdict,
-    Read,
     Verdict,
     analyse,
 )
@@ -242,23 +240,7 @@ def _of_path(path: Path, labels: Labels) -> Analysis:
         from planish.ir.capture.meta import from_config  # noqa: PLC0415
 
         return analyse_program(from_config(path), labels)
-    return analyse(_onnx_reader(path), labels)
-
-
-def _onnx_reader(path: Path) -> Read:
-    from planish.ir.flow.onnx import read_model  # noqa: PLC0415
-
-    def read(ties: Mapping[str, Any]) -> Any:
-        flow = read_model(path)
-        if not ties:
-            return flow
-        shapes = {
-            value.name: tuple(substitute(size, ties) for size in value.shape)
-            for value in flow.inputs
-        }
-        return read_model(path, shapes)
-
-    return read
+    return analyse_onnx(path, labels)
 
 
 def _of_torch(

@@ -211,6 +211,19 @@ def audit(
     raise typer.Exit(audit_command.main(targets, options, "json" if as_json else form, output))
 
 
+@app.command()
+def verify(artifact: Artifact, as_json: Json = False) -> None:
+    """Check an artifact's files against their hashes, and prove its isolation anew.
+
+    Exits with 0 if the files are those that were written and the model is proven isolated, 1 if
+    it leaks, 3 if it is unproven, 2 if a file is missing or was changed.
+    """
+    from planish import audit_command
+    from planish.verification import verify as check
+
+    raise typer.Exit(audit_command.show_verification(check(artifact), as_json=as_json))
+
+
 @app.command(name="eval")
 def evaluate(
     artifact: Artifact,

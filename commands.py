@@ -138,7 +138,8 @@ def show_result(result: api.Result, *, as_json: bool) -> None:
     before, after = result.original.nbytes, result.program.nbytes
     console.figures(
         {
-            "tensors": f"{console.size(before)} -> {console.size(after)} ({after / before:.3f})",
+            "tensors": f"{console.size(before)} -> {console.size(after)}"
+            + (f" ({after / before:.3f})" if before else ""),
             **{name: console.size(nbytes) for name, nbytes in result.files.items()},
             "isolation": result.isolation,
             "report": str((result.folder or Path()) / "report.html"),

@@ -14,6 +14,7 @@ import torch
 
 from planish import __version__
 from planish.ir.compare import compare
+from planish.ir.isolation.programs import analyse_onnx, explain, labels_of, require
 from planish.ir.program import Program
 from planish.lowering import artifact
 from planish.lowering.artifact import MANIFEST, MEASUREMENTS, Manifest
@@ -26,6 +27,8 @@ from planish.report import write_report
 if TYPE_CHECKING:
     from planish.api import Result
 
+ONNX_MODEL = "onnx/model.onnx"
+SEVERITY = ("isolated", "unproven", "leaks")
 ONNX, TORCH, CHECKPOINT, RECIPE = "onnx", "torch", "checkpoint", "recipe.yaml"
 
 _LIBRARIES = ("torch", "transformers", "safetensors", "compressed-tensors", "onnx", "onnxruntime")
@@ -53,6 +56,9 @@ def write(
             lowered = lower(program, staging / ONNX, STANDARD if opset_only else CPU)
             files[ONNX] = lowered.nbytes
             notes += lowered.notes
+            if result.policy != "off":
+                progress("prove what was lowered")
+                result = _prove_lowered(result, staging)
         else:
             program.save(staging / TORCH)
             files[TORCH] = _nbytes(staging / TORCH)
@@ -69,6 +75,28 @@ def write(
         progress("write the report")
         _write_report(staging)
     return result
+
+
+def _prove_lowered(result: Result, staging: Path) -> Result:
+    """The certificate speaks of the file that is served too: lowering could let requests meet.
+
+    Raises:
+        planish.ir.isolation.programs.Refused: if it does, or may, under `enforce`.
+    """
+    analysis = analyse_onnx(staging / ONNX_MODEL, labels_of(result.program))
+    if result.policy == "enforce":
+        require(analysis, result.policy, "the lowered ONNX model")
+    lowered = {
+        "file": ONNX_MODEL,
+        "sha256": artifact.sha256(staging / ONNX_MODEL),
+        "verdict": analysis.verdict,
+        "findings": [explain(one) for one in analysis.findings],
+    }
+    return dataclasses.replace(
+        result,
+        isolation=max(result.isolation, analysis.verdict, key=SEVERITY.index),
+        certificate={**result.certificate, "lowered": lowered},
+    )
 
 
 def _write_checkpoint(result: Result, staging: Path) -> tuple[dict[str, int], tuple[str, ...]]:

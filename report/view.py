@@ -34,8 +34,9 @@ def tiles(manifest: Json, evaluations: Sequence[Json], benchmarks: Sequence[Json
     """The few figures that the page begins with."""
     before, after = manifest["tensor_bytes"]
     verdict = isolation(manifest)
+    share = f"{percent(after / before)} of {size(before)}" if before else "the model has none"
     found = [
-        _tile("weights", size(after), f"{percent(after / before)} of {size(before)}"),
+        _tile("weights", size(after), share),
         *(_quality_tile(one) for one in evaluations[:1]),
         *(_speed_tile(one) for one in benchmarks[:1]),
         _tile("requests in a batch", verdict["word"], verdict["aside"], verdict["tone"]),

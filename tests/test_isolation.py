@@ -1,8 +1,10 @@
 """The policy: what `optimize` and `convert` do with a model that lets requests meet."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,8 +12,11 @@ from torch import Tensor, nn
 import planish
 from planish import cli
 from planish.api import BadCall, NotIsolated
-from planish.ir.isolation.programs import Refused
+from planish.ir.isolation.labels import Labels
+from planish.ir.isolation.programs import Refused, analyse_onnx
 from planish.lowering import artifact
+from planish.verification import verify
+from support.graphs import onnx_model
 
 
 class Centered(nn.Module):
@@ -27,6 +32,19 @@ class Centered(nn.Module):
 
 def centered() -> tuple[nn.Module, Tensor]:
     return Centered().eval(), torch.randn(3, 8)
+
+
+MODEL = """
+import torch
+from torch import nn
+
+class Centered(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+def centered():
+    return Centered().eval(), torch.randn(3, 8)
+"""
 
 
 def test_a_leak_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
@@ -67,7 +85,7 @@ def test_bitwise_is_not_promised_yet() -> None:
 def test_the_command_line_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "centered_model.py").write_text(Path(__file__).read_text())
+    (tmp_path / "centered_model.py").write_text(MODEL)
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "out"
     command = ["convert", "centered_model:centered", "--recipe", "bf16", "--output", str(out)]
@@ -77,3 +95,55 @@ def test_the_command_line_exits_with_1(
     assert not out.exists()
     assert cli.main([*command, "--isolation", "warn"]) == 0
     assert out.exists()
+
+
+def test_an_artifact_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval()
+    out = tmp_path / "out"
+    for target in ("onnx", "torch"):
+        planish.optimize(model, "bf16", inputs=torch.randn(3, 8), output=out, target=target)
+        assert cli.main(["verify", str(out), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["verdict"], found["certified"]) == ("isolated", "isolated")
+        assert found["same_rules"]
+        assert cli.main(["verify", str(out)]) == 0
+        assert "proven anew" in capsys.readouterr().out
+    weights = next((out / "torch").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert cli.main(["verify", str(out)]) == 2
+    assert "not as written" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_model_put_in_place_of_the_proven_one_is_noticed(tmp_path: Path) -> None:
+    """Even where the list of hashes was changed with it."""
+    out = tmp_path / "out"
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval()
+    planish.optimize(model, "bf16", inputs=torch.randn(3, 8), output=out)
+    other = onnx_model("Relu", "ReduceMax")
+    other.graph.input[0].name = other.graph.node[0].input[0] = "input"
+    onnx.save(other, out / "onnx" / "model.onnx")
+    manifest = json.loads((out / "planish.json").read_text())
+    manifest["files"] = artifact.files_of(out)
+    (out / "planish.json").write_text(json.dumps(manifest))
+    with pytest.raises(artifact.BadArtifact, match="is not the file that the certificate"):
+        verify(out)
+    manifest["certificate"]["lowered"]["sha256"] = artifact.sha256(out / "onnx" / "model.onnx")
+    (out / "planish.json").write_text(json.dumps(manifest))
+    found = verify(out)
+    assert (found.verdict, found.certified, found.exit_code) == ("leaks", "isolated", 1)
+
+
+def test_the_lowered_model_is_proven_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaking(*_: Any) -> Any:
+        return audit_of(onnx_model("Relu", "ReduceMax"), tmp_path)
+
+    monkeypatch.setattr("planish.release.analyse_onnx", leaking)
+    model = nn.Linear(8, 8).eval()
+    with pytest.raises(Refused, match="in the lowered ONNX model: at ai"):
+        planish.optimize(model, "bf16", inputs=torch.randn(3, 8), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def audit_of(model: onnx.ModelProto, folder: Path) -> Any:
+    onnx.save(model, folder / "m.onnx")
+    return analyse_onnx(folder / "m.onnx", Labels())

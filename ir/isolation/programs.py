@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from planish.ir.errors import PlanishError
 from planish.ir.flow.fx import read_program
+from planish.ir.flow.graph import Flow
+from planish.ir.flow.onnx import read_model
+from planish.ir.flow.polynomial import Count, substitute
 from planish.ir.isolation.labels import Labels
 from planish.ir.isolation.verdict import Analysis, Finding, analyse
 from planish.ir.program import Program
@@ -54,6 +59,25 @@ def analyse_program(program: Program, labels: Labels | None = None) -> Analysis:
     return analyse(lambda ties: read_program(program, ties), labels or labels_of(program))
 
 
+def analyse_onnx(path: Path, labels: Labels) -> Analysis:
+    """Whether requests in one batch stay apart in an ONNX file, whose weights are not loaded.
+
+    Raises:
+        planish.ir.flow.lint.Malformed: if the file is no ONNX model.
+    """
+
+    def read(ties: Mapping[str, Count]) -> Flow:
+        flow = read_model(path)
+        if not ties:
+            return flow
+        given = ((value.name, value.shape) for value in flow.inputs)
+        return read_model(
+            path, {name: tuple(substitute(one, ties) for one in shape) for name, shape in given}
+        )
+
+    return analyse(read, labels)
+
+
 def explain(finding: Finding) -> str:
     """A finding in one sentence: where, what, and the way."""
     where = f" ({finding.where})" if finding.where else ""
@@ -92,11 +116,13 @@ def require(analysis: Analysis, asked: str, what: str) -> None:
 
 def certificate(program: Program, analysis: Analysis) -> dict[str, Any]:
     """What was proven of which graph, by which rules, under which assumptions."""
+    labels = labels_of(program)
     return {
         "verdict": analysis.verdict,
         "outputs": {one.name: one.verdict for one in analysis.outputs},
         "findings": [explain(one) for one in analysis.findings],
         "assumptions": list(analysis.assumptions),
+        "labels": {"batch_axes": dict(labels.batch_axes), "shared": list(labels.shared)},
         "not_covered": list(NOT_COVERED),
         "graph_sha256": hashlib.sha256(program.text().encode()).hexdigest(),
         "rules_sha256": rules_hash(),
@@ -107,7 +133,7 @@ def certificate(program: Program, analysis: Analysis) -> dict[str, Any]:
 def rules_hash() -> str:
     """A hash over the source of the rules and of the analysis that interprets them."""
     digest = hashlib.sha256()
-    for package in ("flow", "rules", "rules.aten", "isolation"):
+    for package in ("flow", "rules", "rules.aten", "rules.onnx", "isolation"):
         folder = files(f"planish.ir.{package}")
         for file in sorted(folder.iterdir(), key=lambda one: one.name):
             if file.name.endswith(".py"):

@@ -1,0 +1,100 @@
+"""`planish verify`: whether an artifact is what was written, and still proven isolated."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from planish.ir.isolation.labels import Labels
+from planish.ir.isolation.programs import (
+    EXIT_CODES,
+    analyse_onnx,
+    analyse_program,
+    explain,
+    rules_hash,
+)
+from planish.ir.isolation.verdict import Analysis
+from planish.ir.program import Program
+from planish.lowering import artifact
+from planish.lowering.artifact import BadArtifact
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        folder: the artifact.
+        files: how many files have the hashes that the manifest gives.
+        verdict: of the model that the artifact runs, analysed anew.
+        certified: the verdict that the manifest gives.
+        same_rules: whether the certificate was made by the rules of this version.
+        findings: why, if the verdict is not `isolated`.
+        assumptions: what the verdict rests on; which rows belong to whom is what the manifest says.
+    """
+
+    folder: Path
+    files: int
+    verdict: str
+    certified: str
+    same_rules: bool
+    findings: tuple[str, ...]
+    assumptions: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """As of an audit."""
+        return EXIT_CODES[self.verdict]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        told = ("files", "verdict", "certified", "same_rules")
+        return {
+            "folder": str(self.folder),
+            **{one: getattr(self, one) for one in told},
+            "findings": list(self.findings),
+            "assumptions": list(self.assumptions),
+        }
+
+
+def verify(folder: str | Path) -> Verification:
+    """Check every hash of an artifact, and analyse again what it runs.
+
+    Raises:
+        BadArtifact: if a file is missing, was changed, or is not the one that was proven.
+    """
+    folder = Path(folder)
+    artifact.verify(folder)
+    manifest = artifact.read_manifest(folder)
+    certificate = manifest.get("certificate", {})
+    analysis = _analysed(folder, certificate)
+    return Verification(
+        folder,
+        len(manifest["files"]),
+        analysis.verdict,
+        str(manifest["isolation"]),
+        certificate.get("rules_sha256") == rules_hash(),
+        tuple(explain(one) for one in analysis.findings),
+        analysis.assumptions,
+    )
+
+
+def _analysed(folder: Path, certificate: dict[str, Any]) -> Analysis:
+    """The verdict on the file that is run, which has to be the one that was certified."""
+    told = certificate.get("labels", {})
+    labels = Labels(told.get("batch_axes", {}), shared=tuple(told.get("shared", ())))
+    onnx = folder / "onnx" / "model.onnx"
+    if onnx.is_file():
+        proven = certificate.get("lowered", {}).get("sha256")
+        if proven is not None and proven != artifact.sha256(onnx):
+            raise BadArtifact(f"{onnx} is not the file that the certificate in planish.json names.")
+        return analyse_onnx(onnx, labels)
+    program = Program.load(folder / "torch")
+    proven = certificate.get("graph_sha256")
+    if proven is not None and proven != hashlib.sha256(program.text().encode()).hexdigest():
+        raise BadArtifact(
+            f"{folder / 'torch'} holds another graph than the certificate in planish.json names."
+        )
+    return analyse_program(program, labels)
