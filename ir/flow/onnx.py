@@ -15,7 +15,8 @@ import onnx
 from planish.ir.flow import onnx_proto as proto
 from planish.ir.flow.graph import Flow
 from planish.ir.flow.lint import check, load
-from planish.ir.flow.onnx_graph import Context, Scope, plain_domain
+from planish.ir.flow.onnx_context import Context
+from planish.ir.flow.onnx_graph import Scope, plain_domain
 from planish.ir.flow.polynomial import Count
 from planish.ir.flow.vocabulary import Shape, Value
 

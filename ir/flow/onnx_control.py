@@ -9,9 +9,9 @@ import onnx
 
 from planish.ir.flow import onnx_proto as proto
 from planish.ir.flow.call import NotCovered
-from planish.ir.flow.graph import Flow, Node
 from planish.ir.flow.known import Numbers, one_number
 from planish.ir.flow.onnx_graph import Held, Scope
+from planish.ir.flow.onnx_nested import Iterated, as_flow, fill, read_body, tensors_of
 from planish.ir.flow.polynomial import Count
 from planish.ir.flow.vocabulary import (
     UNRANKED,
@@ -20,17 +20,12 @@ from planish.ir.flow.vocabulary import (
     Fill,
     Loop,
     Opaque,
-    Reads,
     Shape,
     Slice,
     Unranked,
     Value,
-    aligned,
     permuted,
 )
-
-_PASSES = 4
-"""How often a loop's body is read until the sizes of what it carries no longer change."""
 
 
 def read_if(scope: Scope, node: onnx.NodeProto) -> None:
@@ -42,13 +37,13 @@ def read_if(scope: Scope, node: onnx.NodeProto) -> None:
         _splice(scope, node, graphs[0 if known.array.flat[0] else 1])
         return
     try:
-        bodies = [_body(scope, node, graph, []) for graph in graphs]
-        columns = list(zip(*(_tensors(one) for one in bodies), strict=True))
+        bodies = [read_body(scope, node, graph, []) for graph in graphs]
+        columns = list(zip(*(tensors_of(one) for one in bodies), strict=True))
         shapes = [_common(scope, [value.shape for value in column]) for column in columns]
     except (NotCovered, ValueError) as problem:
         _unknown(scope, node, graphs, str(problem))
         return
-    flows = tuple(_flow(body, shapes) for body in bodies)
+    flows = tuple(as_flow(body, shapes) for body in bodies)
     expressions = [
         Branch(shape, predicate, flows, place)
         for place, (shape, _) in enumerate(zip(shapes, node.output, strict=False))
@@ -63,9 +58,9 @@ def read_loop(scope: Scope, node: onnx.NodeProto) -> None:
     names = [one.name for one in graph.input]
     try:
         carried: list[Expression] = [Fill(()), condition or Fill(()), *_all(initial)]
-        reader = _Iterated(scope, node, graph, names, carried, [])
+        reader = Iterated(scope, node, graph, names, carried, [])
         body = reader.read(counts=True)
-        outputs = _tensors(body)
+        outputs = tensors_of(body)
         whole = _trips(scope, trips, condition, outputs[0])
         expressions = [
             Loop(shape, flow, reader.initial, (), 1, trips, place)
@@ -92,9 +87,9 @@ def read_scan(scope: Scope, node: onnx.NodeProto) -> None:
         values = _all([_optional(scope, name) for name in node.input])
         states, scanned = values[: len(values) - number], values[len(values) - number :]
         scanned = [_first(one, settings, "input", place) for place, one in enumerate(scanned)]
-        reader = _Iterated(scope, node, graph, [one.name for one in graph.input], states, scanned)
+        reader = Iterated(scope, node, graph, [one.name for one in graph.input], states, scanned)
         body = reader.read(counts=False)
-        outputs = _tensors(body)
+        outputs = tensors_of(body)
         whole = scanned[0].shape[0]
         flow = reader.flow(body, counts=False)
         expressions: list[Expression] = []
@@ -116,90 +111,18 @@ CONTROL: Mapping[str, Callable[[Scope, onnx.NodeProto], None]] = {
 }
 
 
-class _Iterated:
-    """The body of a loop, read until the sizes of what it carries stay the same."""
+_GRAPHS = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",)}
+_INPUTS = {"If": 1, "Loop": 2, "Scan": 1}
 
-    def __init__(
-        self,
-        scope: Scope,
-        node: onnx.NodeProto,
-        graph: onnx.GraphProto,
-        names: list[str],
-        carried: list[Expression],
-        scanned: list[Expression],
-    ) -> None:
-        if len(names) != len(carried) + len(scanned):
-            raise NotCovered("a body with another number of inputs")
-        if any(isinstance(one.shape, Unranked) for one in (*carried, *scanned)):
-            raise NotCovered("the number of dimensions of an input is not known")
-        self.scope, self.node, self.graph, self.names = scope, node, graph, names
-        self.carried = carried
-        self.shapes = [one.shape for one in carried]
-        self.scanned = scanned
-        self._loose: set[Count] = set()
 
-    @property
-    def initial(self) -> tuple[Expression, ...]:
-        """What is carried into the first iteration, under the sizes of all iterations."""
-        pairs = zip(self.carried, self.shapes, strict=True)
-        return tuple(_shaped(one, shape) for one, shape in pairs)
-
-    def read(self, counts: bool) -> Scope:
-        """Read the body; `counts`: its first input is the number of the iteration.
-
-        Raises:
-            NotCovered: if what is carried changes its rank.
-        """
-        before = self.scope.context.unknown.copy()
-        for _ in range(_PASSES):
-            self.scope.context.unknown.clear()
-            self.scope.context.unknown.update(before)
-            elements = [one.shape[1:] for one in self.scanned]
-            dtypes = [getattr(one, "dtype", None) for one in (*self.carried, *self.scanned)]
-            if counts:
-                dtypes[:2] = ["INT64", "BOOL"]
-            shapes = [*self.shapes, *elements]
-            body = _body(self.scope, self.node, self.graph, list(zip(shapes, dtypes, strict=True)))
-            after = [value.shape for value in _tensors(body)]
-            after = [(), *after][: len(self.shapes)] if counts else after[: len(self.shapes)]
-            if not self._loosen(after):
-                return body
-        raise NotCovered("sizes that keep changing")
-
-    def _loosen(self, after: list[Shape]) -> bool:
-        """Give sizes that an iteration changes a symbol of their own."""
-        changed = False
-        for place, (old, new) in enumerate(zip(self.shapes, after, strict=True)):
-            if isinstance(new, Unranked) or len(old) != len(new):
-                raise NotCovered("what it carries changes its rank")
-            sizes = list(old)
-            for dim, (one, other) in enumerate(zip(old, new, strict=True)):
-                if one != other and one not in self._loose:
-                    sizes[dim] = self.scope.context.fresh()
-                    self._loose.add(sizes[dim])
-                    changed = True
-            self.shapes[place] = tuple(sizes)
-        return changed
-
-    def flow(self, body: Scope, counts: bool) -> Flow:
-        """The body as a graph of its own, its outputs under the sizes of all iterations."""
-        outputs = _tensors(body)
-        shapes = self.shapes[1:] if counts else self.shapes
-        rest = [value.shape for value in outputs[len(shapes) :]]
-        return _flow(body, [*shapes, *rest], next_number=counts)
-
-    def results(
-        self, scope: Scope, outputs: Sequence[Value], whole: Count, counts: bool
-    ) -> list[Shape]:
-        """The shapes after the last iteration, then those of what is stacked."""
-        own = {size: scope.context.fresh() for size in self._loose}
-        shapes = [tuple(own.get(size, size) for size in shape) for shape in self.shapes]
-        start = len(self.shapes) - (1 if counts else 0)
-        for value in outputs[start:]:
-            if isinstance(value.shape, Unranked):
-                raise NotCovered("what it stacks has no known rank")
-            shapes.append((whole, *value.shape))
-        return shapes
+def is_whole(node: onnx.NodeProto) -> bool:
+    """Whether a node is control flow, with the graphs and inputs that it needs."""
+    held = {one.name for one in node.attribute if one.HasField("g")}
+    return (
+        node.op_type in CONTROL
+        and held.issuperset(_GRAPHS[node.op_type])
+        and len(node.input) >= _INPUTS[node.op_type]
+    )
 
 
 def _trips(
@@ -219,71 +142,13 @@ def _is_true(scope: Scope, value: Expression) -> bool:
     return isinstance(known, Numbers) and known.array.size == 1 and known.array.flat[0] is True
 
 
-def _body(
-    scope: Scope,
-    node: onnx.NodeProto,
-    graph: onnx.GraphProto,
-    inputs: list[tuple[Shape, Any]],
-) -> Scope:
-    """Read a nested graph as one of its own; its inputs come first among its names."""
-    path = f"{scope.path}{node.name or node.op_type}/"
-    body = Scope(
-        scope.context, scope.opsets, path, scope, None, scope.attributes, depth=scope.depth + 1
-    )
-    for one, (shape, dtype) in zip(graph.input, inputs, strict=True):
-        body.names[one.name] = Value(one.name, shape, dtype)
-    body.inputs = [body.names[one.name] for one in graph.input]  # type: ignore[misc]
-    _fill(body, graph)
-    body.results = [body.look_up(one.name) for one in graph.output]
-    return body
-
-
-def _fill(body: Scope, graph: onnx.GraphProto) -> None:
-    for tensor in graph.initializer:
-        body.names[tensor.name] = body.store(tensor, tensor.name)
-    for sparse in graph.sparse_initializer:
-        name = sparse.values.name
-        body.names[name] = Value(name, tuple(sparse.dims), None)
-    body.read(graph.node)
-
-
-def _flow(body: Scope, shapes: Sequence[Shape], next_number: bool = False) -> Flow:
-    """A nested graph, whose outputs get these shapes where they have others."""
-    outputs: dict[str, Value] = {}
-    if next_number:
-        value = Value("next", (), "INT64")
-        body.nodes.append(Node(f"{body.path}next", "next", (value,), (Fill(()),), body.path))
-        outputs["next"] = value
-    for number, (value, shape) in enumerate(zip(_tensors(body), shapes, strict=True)):
-        if value.shape != shape:
-            shaped = Value(value.name, shape, value.dtype)
-            name = f"{body.path}{value.name}#shaped{number}"
-            body.nodes.append(Node(name, "shaped", (shaped,), (_shaped(value, shape),), body.path))
-            value = shaped  # noqa: PLW2901
-        outputs[f"{number}:{value.name}"] = value
-    return Flow(
-        tuple(body.inputs),
-        (),
-        tuple(body.nodes),
-        outputs,
-        known=body.context.known,
-        captured=tuple(body.captured),
-    )
-
-
-def _shaped(value: Expression, shape: Shape) -> Expression:
-    if value.shape == shape:
-        return value
-    return Reads(shape, (aligned(value, len(shape)),), "copy")
-
-
 def _splice(scope: Scope, node: onnx.NodeProto, graph: onnx.GraphProto) -> None:
     """Read a branch that is taken for certain in place of its node."""
     path = f"{scope.path}{node.name or node.op_type}/"
     inner = Scope(
         scope.context, scope.opsets, path, scope, scope.nodes, scope.attributes, scope.depth + 1
     )
-    _fill(inner, graph)
+    fill(inner, graph)
     for one, name in zip(graph.output, node.output, strict=False):
         if name:
             scope.names[name] = inner.look_up(one.name)
@@ -316,12 +181,6 @@ def _all(values: Sequence[Expression | None]) -> list[Expression]:
     if any(one is None for one in values):
         raise NotCovered("an input is left out")
     return [one for one in values if one is not None]
-
-
-def _tensors(body: Scope) -> list[Value]:
-    if not all(isinstance(one, Value) for one in body.results):
-        raise NotCovered("a nested graph gives a sequence")
-    return [one for one in body.results if isinstance(one, Value)]
 
 
 def _first(value: Expression, settings: Mapping[str, Any], side: str, place: int) -> Expression:

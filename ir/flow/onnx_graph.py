@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import onnx
 from onnx import AttributeProto, NodeProto
 
-from planish.ir.errors import PlanishError
 from planish.ir.flow import onnx_proto as proto
 from planish.ir.flow.call import Call, NotCovered, Rule, apply, unknown
 from planish.ir.flow.graph import Node
 from planish.ir.flow.known import Known, of
-from planish.ir.flow.polynomial import Count, Polynomial
+from planish.ir.flow.onnx_context import Context
 from planish.ir.flow.vocabulary import UNRANKED, Expression, Fill, Opaque, Unranked, Value
 from planish.ir.rules.onnx import LATEST, LEARN, RULES
 from planish.ir.rules.onnx.call import Items, OnnxCall, OnnxRule
@@ -24,68 +20,8 @@ from planish.ir.rules.onnx.call import Items, OnnxCall, OnnxRule
 DEEPEST = 32
 """How many functions and graphs may lie in one another."""
 
-_MOST_STEPS = 1_000_000
-
 Held = Value | tuple[Value, ...] | None
 """What a name stands for: a tensor, a sequence of known length, an input that is left out."""
-
-
-class TooLarge(PlanishError):
-    """A model takes more steps to read than any model that is meant well."""
-
-
-@dataclass
-class Context:
-    """What all graphs of a model share.
-
-    Attributes:
-        functions: the model's own, by domain, name and overload.
-        known: what is known of values.
-        floats: the elements of very small stored tensors of floating-point numbers.
-        stored: the tensors that are part of the model, those of nested graphs too.
-        made: what values read that nodes define.
-        unknown: how often each operator without a rule occurs.
-    """
-
-    functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
-    known: dict[Value, Known] = field(default_factory=dict)
-    floats: dict[Value, tuple[float, ...]] = field(default_factory=dict)
-    stored: dict[Value, None] = field(default_factory=dict)
-    made: dict[Value, Expression] = field(default_factory=dict)
-    unknown: Counter[str] = field(default_factory=Counter)
-    steps: int = 0
-    _fresh: int = 0
-    _symbols: dict[str, str] = field(default_factory=dict)
-
-    def step(self) -> None:
-        """Count one node.
-
-        Raises:
-            TooLarge: if there were too many.
-        """
-        self.steps += 1
-        if self.steps > _MOST_STEPS:
-            raise TooLarge(
-                f"Reading this model takes more than {_MOST_STEPS} steps once its functions and "
-                "nested graphs are unfolded, which no ordinary model does. Export it without "
-                "functions that call each other many times over."
-            )
-
-    def fresh(self) -> Count:
-        """A symbol for a size that data decide."""
-        self._fresh += 1
-        return Polynomial.symbol(f"u{self._fresh - 1}")
-
-    def symbol(self, name: str) -> Count:
-        """The symbol of a named size: the same for the same name, and like no other symbol."""
-        if name not in self._symbols:
-            plain = re.sub(r"\W", "_", name) or "_"
-            if plain[0].isdigit() or re.fullmatch(r"u\d+", plain):
-                plain = f"size_{plain}"
-            while plain in self._symbols.values():
-                plain += "_"
-            self._symbols[name] = plain
-        return Polynomial.symbol(self._symbols[name])
 
 
 class Scope:
@@ -151,7 +87,7 @@ class Scope:
 
     def read(self, nodes: Iterable[NodeProto]) -> None:
         """Read nodes in order."""
-        from planish.ir.flow.onnx_control import CONTROL  # noqa: PLC0415  (it reads graphs)
+        from planish.ir.flow.onnx_control import CONTROL, is_whole  # noqa: PLC0415  (it reads graphs)
 
         for node in nodes:
             self.context.step()
@@ -159,9 +95,9 @@ class Scope:
             function = self.context.functions.get((domain, node.op_type, node.overload))
             if function is not None and self.depth < DEEPEST:
                 self._inline(node, function)
-            elif domain == "" and node.op_type in CONTROL and self.depth < DEEPEST:
+            elif domain == "" and self.depth < DEEPEST and is_whole(node):
                 CONTROL[node.op_type](self, node)
-            elif domain == "" and node.op_type == "Constant":
+            elif domain == "" and node.op_type == "Constant" and node.output:
                 self._constant(node)
             else:
                 self._operator(node, domain)

@@ -31,7 +31,7 @@ def whole(*numbers: int, dtype: Any = np.int64) -> np.ndarray:
     return np.array(numbers, dtype=dtype)
 
 
-def number(value: float, dtype: Any = np.float32) -> np.ndarray:
+def number(value: Any, dtype: Any = np.float32) -> np.ndarray:
     return np.array(value, dtype=dtype)
 
 
@@ -204,8 +204,8 @@ def sequences() -> list[Case]:
 def classical() -> list[Case]:
     """Calls of ai.onnx.ml."""
     ml, x = "ai.onnx.ml", floats(3, 2)
-    weights = {"coefficients": [1.0, 2.0, -1.0, 0.5], "intercepts": [0.1, -0.1]}
-    tree = {
+    weights: dict[str, Any] = {"coefficients": [1.0, 2.0, -1.0, 0.5], "intercepts": [0.1, -0.1]}
+    tree: dict[str, Any] = {
         "nodes_treeids": [0, 0, 0],
         "nodes_nodeids": [0, 1, 2],
         "nodes_featureids": [0, 0, 0],
@@ -214,7 +214,7 @@ def classical() -> list[Case]:
         "nodes_truenodeids": [1, 0, 0],
         "nodes_falsenodeids": [2, 0, 0],
     }
-    machine = {
+    machine: dict[str, Any] = {
         "kernel_type": "LINEAR",
         "kernel_params": [0.5, 0.0, 3.0],
         "support_vectors": [1.0, 2.0, 3.0, 4.0],
@@ -281,7 +281,7 @@ def microsoft() -> list[Case]:
     words = RANDOM.integers(0, 6, (2, 3)).astype(np.int32)
     cos, sin = floats(10, 2), floats(10, 2)
     positions = np.tile(np.arange(3, dtype=np.int64), (2, 1))
-    heads = {"domain": ms, "num_heads": 2}
+    heads: dict[str, Any] = {"domain": ms, "num_heads": 2}
     return [
         call("Gelu", x, domain=ms),
         call("QuickGelu", x, domain=ms, alpha=1.0),

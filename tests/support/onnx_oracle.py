@@ -61,6 +61,8 @@ def cases() -> list[Case]:
         found = collect_testcases(None)
     result = []
     for one in found:
+        assert one.model is not None
+        assert one.data_sets is not None
         inputs, outputs = one.data_sets[0]
         names = [value.name for value in one.model.graph.input]
         given = {name: _plain(value) for name, value in zip(names, inputs, strict=True)}
@@ -224,11 +226,11 @@ def _number(count: int | Polynomial) -> int:
 
 
 def _noise(part: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    return part + random.standard_normal(part.shape).astype(part.dtype)
+    return np.asarray(part + random.standard_normal(part.shape).astype(part.dtype))
 
 
 def _huge(part: np.ndarray, _: np.random.Generator) -> np.ndarray:
-    return part * np.asarray(100, dtype=part.dtype)
+    return np.asarray(part * np.asarray(100, dtype=part.dtype))
 
 
 def _nan(part: np.ndarray, _: np.random.Generator) -> np.ndarray:
@@ -251,7 +253,7 @@ def _changed(
 ) -> np.ndarray | None:
     """The array with another content of one request; other types than floats are dealt anew."""
     changed = array.copy()
-    place = (*(slice(None) for _ in range(axis)), request)
+    place: Any = (*(slice(None) for _ in range(axis)), request)
     part = changed[place]
     if np.issubdtype(array.dtype, np.floating):
         with np.errstate(all="ignore"):

@@ -25,7 +25,9 @@ NOT_COMPARED = {
         BlackmanWindow Constant ConstantOfShape HammingWindow HannWindow Range
         OptionalHasElement SequenceLength SequenceEmpty
     """,
-    "is random": "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike",
+    "is random": """
+        Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike
+    """,
     "mixes all it reads": "DynamicQuantizeLinear MaxUnpool DynamicQuantizeLSTM IsAllFinite",
     "has a result that is as long as the data say": """
         Compress ImageDecoder NonMaxSuppression NonZero StringNormalizer Unique
@@ -96,7 +98,7 @@ def test_no_element_reacts_to_what_it_is_said_not_to_read() -> None:
     compared: Counter[str] = Counter()
     wrong: list[str] = []
     for seed, case in enumerate([*filter(ours, cases()), *made()]):
-        report = tried(case, seed, most=6)
+        report = tried(case, seed, most=5)
         wrong += report.wrong
         if len(case.operators) == 1:
             compared[next(iter(case.operators))[1]] += report.compared
