@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import planish
 from planish import auditing, commands, confirm, console
 from planish.auditing import AuditReport, Unreadable
 from planish.ir.errors import PlanishError
@@ -45,7 +47,7 @@ def main(given: Sequence[str], options: Options, form: str, output: Path | None)
     if form == "text":
         show(reports, confirmed=options.witness is not None)
     else:
-        text = rendered(reports, form)
+        text = rendered(reports, form, _command(given, options))
         if output is None:
             print(text)
         else:
@@ -54,12 +56,42 @@ def main(given: Sequence[str], options: Options, form: str, output: Path | None)
     return auditing.exit_code(reports)
 
 
-def rendered(reports: Sequence[AuditReport | Unreadable], form: str) -> str:
+def rendered(reports: Sequence[AuditReport | Unreadable], form: str, command: str = "") -> str:
     """The reports as a document: one target by itself, several with a summary."""
-    made = auditing.summarize(reports) if len(reports) > 1 else reports[0].to_json()
-    if form == "json":
-        return json.dumps(made, indent=2, ensure_ascii=False)
-    raise commands.BadUsage(f"--format {form}: not available yet.")
+    made = [one.to_json() for one in reports]
+    if form == "html":
+        from planish.report.audit_html import render  # noqa: PLC0415
+
+        return render(made, version=planish.__version__, command=command)
+    document = auditing.summarize(reports) if len(reports) > 1 else made[0]
+    if form == "sarif":
+        from planish.report.audit_sarif import sarif  # noqa: PLC0415
+
+        code = auditing.exit_code(reports)
+        document = sarif(made, version=planish.__version__, command=command, exit_code=code)
+    return json.dumps(document, indent=2, ensure_ascii=False)
+
+
+def _command(given: Sequence[str], options: Options) -> str:
+    """What to type to make the same reports again."""
+    flags = {
+        "--batch-axis": options.batch_axes,
+        "--output-axis": options.output_axes,
+        "--shared": options.shared,
+        "--internal": options.internal,
+        "--owner-map": (options.owner_map,),
+        "--spec": (options.spec,),
+        "--input-shape": options.input_shapes,
+        "--witness": (options.witness,),
+    }
+    told = [
+        part
+        for flag, values in flags.items()
+        for value in values
+        if value is not None
+        for part in (flag, str(value))
+    ]
+    return shlex.join(["planish", "audit", *given, *told])
 
 
 def run(given: Sequence[str], options: Options, *, quiet: bool) -> list[AuditReport | Unreadable]:
