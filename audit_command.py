@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import planish
-from planish import auditing, commands, confirm, console
+from planish import auditing, commands, confirm, console, repairing
 from planish.auditing import AuditReport, Unreadable
 from planish.ir.errors import PlanishError
 from planish.ir.isolation.verdict import Finding
@@ -100,14 +100,7 @@ def run(given: Sequence[str], options: Options, *, quiet: bool) -> list[AuditRep
     Raises:
         PlanishError: if there is only one target, and it cannot be read.
     """
-    arguments: dict[str, Any] = {
-        "batch_axes": dict(_axis("--batch-axis", one) for one in options.batch_axes),
-        "output_axes": dict(_axis("--output-axis", one) for one in options.output_axes),
-        "shared": options.shared,
-        "internal": options.internal,
-        "owner_map": options.owner_map,
-        "spec": options.spec,
-    }
+    arguments = _labels(options)
     named = [one for one in given if commands.is_function(one)]
     paths = list(auditing.targets([one for one in given if one not in named]))
     several: list[str | Path] = [*named, *paths]
@@ -176,6 +169,42 @@ def show_verification(found: Verification, *, as_json: bool) -> int:
         console.out.print(line, markup=False, soft_wrap=True)
     console.out.print(f"assumed: {'; '.join(found.assumptions)}", markup=False, soft_wrap=True)
     return found.exit_code
+
+
+def fix(given: Sequence[str], output: Path, options: Options, *, as_json: bool) -> int:
+    """Repair one ONNX file.
+
+    Returns:
+        0; whatever is not proven isolated raises.
+    """
+    if len(given) != 1:
+        raise commands.BadUsage("--fix takes one ONNX file; call it once for each.")
+    fixed = repairing.fix(Path(given[0]), output, **_labels(options))
+    if as_json:
+        console.print_json(fixed.to_json())
+        return 0
+    out = console.out
+    for line in fixed.changes[:5]:
+        out.print(line, markup=False, soft_wrap=True)
+    if len(fixed.changes) > 5:
+        out.print(f"and {len(fixed.changes) - 5} more like these")
+    for name, error in fixed.errors.items():
+        told = f"{name}: differs by {error:.3g} (relative, one request alone, random inputs)"
+        out.print(told, markup=False, soft_wrap=True)
+    out.print(f"{fixed.path}: {fixed.report.verdict}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _labels(options: Options) -> dict[str, Any]:
+    """What the options say, as arguments of `planish.audit`."""
+    return {
+        "batch_axes": dict(_axis("--batch-axis", one) for one in options.batch_axes),
+        "output_axes": dict(_axis("--output-axis", one) for one in options.output_axes),
+        "shared": options.shared,
+        "internal": options.internal,
+        "owner_map": options.owner_map,
+        "spec": options.spec,
+    }
 
 
 def _axis(option: str, given: str) -> tuple[str, int]:

@@ -173,6 +173,10 @@ def audit(
             "folder, and check proofs."
         ),
     ] = None,
+    fix: Annotated[
+        Path | None,
+        Option(help="Repair one ONNX file, prove the result isolated, and write it here."),
+    ] = None,
     replay: Annotated[
         Path | None, Option(help="Run a witness again on the target, instead of an audit.")
     ] = None,
@@ -188,6 +192,8 @@ def audit(
       planish audit model.onnx
 
       planish audit model.onnx --witness found/
+
+      planish audit model.onnx --fix repaired.onnx
 
       planish audit ./models --format sarif --output audit.sarif
 
@@ -208,6 +214,8 @@ def audit(
     if replay is not None:
         code = audit_command.replay(replay, Path(targets[0]), as_json=as_json)
         raise typer.Exit(code)
+    if fix is not None:
+        raise typer.Exit(audit_command.fix(targets, fix, options, as_json=as_json))
     raise typer.Exit(audit_command.main(targets, options, "json" if as_json else form, output))
 
 

@@ -8,10 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planish.ir.errors import PlanishError
 from planish.ir.flow.polynomial import Count, Polynomial, substitute
 from planish.ir.isolation.verdict import Given
-from planish.runtime.witness import InputSpec, Run, Witness, file_hash, replay, search
+from planish.runtime.values import Array
+from planish.runtime.witness import (
+    InputSpec,
+    Run,
+    Witness,
+    file_hash,
+    random_input,
+    replay,
+    search,
+)
 
 if TYPE_CHECKING:
     from planish.auditing import AuditReport
@@ -92,6 +103,42 @@ def replayed(path: Path, target: Path) -> Witness:
     witness = Witness.load(path)
     run, _ = _runner(_file(target))
     return replay(witness, run)
+
+
+def compared_alone(one: Path, other: Path, report: AuditReport) -> dict[str, float]:
+    """How far two models differ on one request alone, by output: relative L2 error.
+
+    Args:
+        one: a file.
+        other: another, with the same inputs.
+        report: of the audit of either.
+
+    Returns:
+        Nothing if they do not run on what is made here.
+    """
+    run, dtypes = _runner(one)
+    run_other, _ = _runner(other)
+    try:
+        specs = _specs(report.inputs, dtypes, run)
+    except CannotRun:
+        return {}
+    chance = np.random.default_rng(0)
+    feeds = {spec.name: _alone(random_input(spec, chance), spec.axis) for spec in specs}
+    before, after = run(feeds), run_other(feeds)
+    return {
+        name: _relative(after[name], value)
+        for name, value in before.items()
+        if value.dtype.kind == "f"
+    }
+
+
+def _relative(got: Array, expected: Array) -> float:
+    size = float(np.linalg.norm(expected.astype(np.float64)))
+    return float(np.linalg.norm(got.astype(np.float64) - expected)) / max(size, 1e-30)
+
+
+def _alone(value: Array, axis: int | None) -> Array:
+    return value if axis is None else value.take([0], axis)
 
 
 def _safe(name: str) -> str:

@@ -160,7 +160,7 @@ def search(
     rounded: dict[str, Witness] = {}
     for seed in range(tries):
         chance = np.random.default_rng(seed)
-        first = {one.name: _random(one, chance) for one in inputs}
+        first = {one.name: random_input(one, chance) for one in inputs}
         if base is not None and seed == 0:
             first |= base
         before = run(first)
@@ -200,7 +200,7 @@ _LADDER = (
 range does, and a masked value only when it is not finite."""
 
 
-def _random(spec: InputSpec, chance: np.random.Generator) -> Array:
+def random_input(spec: InputSpec, chance: np.random.Generator) -> Array:
     """Values that most models take: small codes, ones for masks, places for positions."""
     dtype = np.dtype(spec.dtype)
     if dtype.kind == "b" or "mask" in spec.name:

@@ -1,0 +1,1 @@
+../../../repairing.py
