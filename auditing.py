@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -189,9 +190,8 @@ def targets(given: Sequence[str]) -> Iterator[Path]:
     for one in given:
         path = Path(one)
         if path.is_dir() and not _is_model(path):
-            found = sorted(
-                [*path.rglob("*.onnx"), *(file.parent for file in path.rglob("config.json"))]
-            )
+            configs = (file for file in path.rglob("config.json") if _names_a_model(file))
+            found = sorted([*path.rglob("*.onnx"), *(file.parent for file in configs)])
         elif path.exists():
             found = [path]
         else:
@@ -204,6 +204,14 @@ def targets(given: Sequence[str]) -> Iterator[Path]:
             if path not in seen:
                 seen.add(path)
                 yield path
+
+
+def _names_a_model(config: Path) -> bool:
+    """Whether a `config.json` is one of transformers; many libraries have files of that name."""
+    try:
+        return "model_type" in json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def _is_model(folder: Path) -> bool:
