@@ -132,7 +132,7 @@ def _results(report: Json, base: Path) -> Iterator[dict[str, Any]]:
         unknown = finding["kind"] == "unknown"
         target = report["target"]
         at = _location(target, finding["node"], finding["where"], base)
-        result = {
+        result: dict[str, Any] = {
             "ruleId": rule.id,
             "ruleIndex": RULES.index(rule),
             "kind": "open" if unknown else "fail",
