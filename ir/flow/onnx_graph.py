@@ -20,6 +20,9 @@ from planish.ir.rules.onnx.call import Items, OnnxCall, OnnxRule
 DEEPEST = 32
 """How many functions and graphs may lie in one another."""
 
+_ADDED = ("LayerNormalization", "SimplifiedLayerNormalization")
+"""Operators that ONNX Runtime puts into ONNX's own domain, whatever the opset."""
+
 Held = Value | tuple[Value, ...] | None
 """What a name stands for: a tensor, a sequence of known length, an input that is left out."""
 
@@ -169,8 +172,8 @@ class Scope:
     def _without_schema(self, domain: str, operator: str, version: int) -> bool:
         """Whether an operator that onnx has no schema of is one that ONNX Runtime adds."""
         if domain == "":
-            return operator == "SimplifiedLayerNormalization" and version <= LATEST[""]
-        return domain == "com.microsoft" and version <= LATEST[domain]
+            return operator in _ADDED and version <= LATEST[""]
+        return domain.startswith("com.microsoft") and version <= LATEST.get(domain, 0)
 
     def _inner(self, given: Mapping[str, AttributeProto]) -> list[Expression]:
         """What graphs in attributes read, so that an unknown operator reads it too."""

@@ -8,6 +8,7 @@ from planish.ir.rules.onnx import (
     attention,
     contrib,
     contrib_attention,
+    contrib_blocked,
     contrib_quantized,
     creation,
     indexing,
@@ -26,7 +27,7 @@ from planish.ir.rules.onnx import (
 )
 from planish.ir.rules.onnx.call import OnnxLearn, OnnxRule
 
-LATEST = {"": 28, "ai.onnx.ml": 5, "com.microsoft": 1}
+LATEST = {"": 28, "ai.onnx.ml": 5, "com.microsoft": 1, "com.microsoft.nchwc": 1}
 """The newest opset of each domain that the rules were written for."""
 
 RULES: dict[tuple[str, str], OnnxRule] = {
@@ -47,6 +48,7 @@ RULES: dict[tuple[str, str], OnnxRule] = {
     **contrib.RULES,
     **contrib_quantized.RULES,
     **contrib_attention.RULES,
+    **contrib_blocked.RULES,
 }
 """By domain, "" for ai.onnx, and name."""
 

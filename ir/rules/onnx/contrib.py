@@ -21,7 +21,6 @@ from planish.ir.flow.vocabulary import (
     reduction,
 )
 from planish.ir.rules.onnx.call import OnnxCall, named, of_rank
-from planish.ir.rules.onnx.normalization import normed_from
 from planish.ir.rules.onnx.pointwise import together, trilu
 from planish.ir.rules.onnx.product import conv, gemm, times
 
@@ -90,11 +89,6 @@ def skip_layer_norm(call: OnnxCall) -> Result:
     statistic = reduction("statistic", total, (last,), keep=True)
     results = (along("norm", total, (last,), *gamma, *beta), statistic, statistic, total)
     return results[: len(call.outputs)]
-
-
-def simplified_layer_norm(call: OnnxCall) -> Result:
-    """`SimplifiedLayerNormalization(x, scale)`: the root mean square."""
-    return normed_from(call, call.attribute("axis", -1))
 
 
 def embed_layer_norm(call: OnnxCall) -> Result:
@@ -231,7 +225,6 @@ RULES = (
     | named(fused_conv, "FusedConv", DOMAIN)
     | named(fused_gemm, "FusedGemm", DOMAIN)
     | named(skip_layer_norm, "SkipLayerNormalization SkipSimplifiedLayerNormalization", DOMAIN)
-    | named(simplified_layer_norm, "SimplifiedLayerNormalization", DOMAIN)
     | named(embed_layer_norm, "EmbedLayerNormalization", DOMAIN)
     | named(matmul_nbits, "MatMulNBits", DOMAIN)
     | named(gather_block_quantized, "GatherBlockQuantized", DOMAIN)

@@ -10,15 +10,10 @@ from planish.ir.rules.onnx.call import OnnxCall, named
 
 def layer_norm(call: OnnxCall) -> Result:
     """`LayerNormalization(x, scale, bias, axis)`, the mean and the inverse deviation."""
-    return normed_from(call, call.attribute("axis", -1))
-
-
-def normed_from(call: OnnxCall, axis: int) -> Result:
-    """A norm of input 0 over all dimensions from `axis` on, then its statistics."""
     value, *parameters = call.inputs()
     call.ignore("epsilon", "stash_type")
     rank = len(value.shape)
-    dims = range(call.place(axis, rank), rank)
+    dims = range(call.place(call.attribute("axis", -1), rank), rank)
     out = along("norm", value, dims, *parameters)
     statistics = reduction("statistic", value, dims, keep=True)
     return (out, *(statistics for _ in call.outputs[1:]))
