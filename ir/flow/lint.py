@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx import GraphProto, NodeProto, defs
 
 from planish.ir.flow.lint_tensor import check_tensor
@@ -39,7 +39,7 @@ def load(path: Path) -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
-    except (DecodeError, ValueError, RecursionError) as problem:
+    except Exception as problem:  # protobuf's own, whose package onnx brings along
         raise NotOnnx(
             f"{path} is not an ONNX model: its content is no such protobuf. Give a file that "
             "was exported as ONNX, and check that it was copied whole."
@@ -75,7 +75,7 @@ def check(model: onnx.ModelProto, folder: Path | None = None) -> None:
     _check_graph(model.graph, set(), folder, 0, "the graph")
 
 
-def _check_texts(message: Message) -> None:
+def _check_texts(message: Any) -> None:
     """Names are proper text; protobuf hands over anything else as bytes."""
     for field, content in message.ListFields():
         several = content if field.is_repeated else [content]

@@ -142,7 +142,7 @@ class Scope:
     def _operator(self, node: NodeProto, domain: str) -> None:
         version = self.opsets.get(domain, 0 if domain in LATEST else 1)
         schema = None
-        if domain in LATEST and version <= LATEST[domain]:
+        if domain in LATEST and version <= min(LATEST[domain], proto.newest(domain)):
             schema = proto.find_schema(domain, node.op_type, version)
         since = schema.since_version if schema is not None else version
         rule = RULES.get((domain, node.op_type))
@@ -172,7 +172,7 @@ class Scope:
     def _without_schema(self, domain: str, operator: str, version: int) -> bool:
         """Whether an operator that onnx has no schema of is one that ONNX Runtime adds."""
         if domain == "":
-            return operator in _ADDED and version <= LATEST[""]
+            return operator in _ADDED and version <= min(LATEST[""], proto.newest(""))
         return domain.startswith("com.microsoft") and version <= LATEST.get(domain, 0)
 
     def _inner(self, given: Mapping[str, AttributeProto]) -> list[Expression]:

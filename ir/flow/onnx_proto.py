@@ -131,6 +131,11 @@ def constant_tensor(attributes: Mapping[str, AttributeProto]) -> TensorProto | N
     return helper.make_tensor("", data_type, (), [value])
 
 
+def newest(domain: str) -> int:
+    """The newest opset of ONNX's own domain that the installed onnx knows; others have no limit."""
+    return int(defs.onnx_opset_version()) if domain == "" else 2**31
+
+
 def find_schema(domain: str, operator: str, version: int) -> defs.OpSchema | None:
     """The schema of an operator in an opset, None where there is none, or it is withdrawn."""
     try:
