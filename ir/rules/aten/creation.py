@@ -50,8 +50,8 @@ def _arange(call: Call) -> Known | None:
     name = call.operator
     start = 0 if name == "aten.arange.default" else call["start"]
     step = call["step"] if name == "aten.arange.start_step" else 1
-    if isinstance(start, float) or isinstance(step, float) or isinstance(call["end"], float):
-        return None
+    if not all(isinstance(one, int | Polynomial) for one in (start, step, call["end"])):
+        return None  # fractions, which are rounded
     return Counting(start, (step,))
 
 
