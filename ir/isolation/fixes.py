@@ -13,13 +13,13 @@ _BY_OPERATOR = (
             "linear_dynamic",
             "MatMulIntegerToFloat",
         ),
-        "compute one scale for each row instead of one for the whole tensor: the pass `isolate`, "
-        "or `planish audit --fix OUT.onnx` for an ONNX file",
+        "compute one scale for each row instead of one for the whole tensor; for an ONNX file "
+        "`planish audit --fix OUT.onnx` does it",
     ),
     (
         ("batch_norm", "BatchNormalization"),
-        "put the model into evaluation mode, so that running statistics are used: the pass "
-        "`isolate`, or `model.eval()` before the export",
+        "put the model into evaluation mode, so that running statistics are used: "
+        "`model.eval()` before the export, or `planish audit --fix OUT.onnx`",
     ),
     (
         ("MeanVarianceNormalization",),

@@ -27,6 +27,7 @@ from planish.ir.isolation.digits import Map
 READING = {
     "softmax": "a softmax over",
     "norm": "a normalization over",
+    "rms norm": "a normalization over",
     "sum": "a sum over",
     "mean": "a mean over",
     "extreme": "a maximum or minimum over",

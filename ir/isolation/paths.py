@@ -32,7 +32,13 @@ class Paths:
 
     def order(self, node: str) -> int:
         """The place of a node in the graph."""
-        return self._number.get(node.partition("/")[0], -1)
+        return self._number.get(self._top(node), -1)
+
+    def _top(self, node: str) -> str:
+        """The node itself, or the one whose graphs it lies in: names may hold slashes too."""
+        while node not in self._number and "/" in node:
+            node = node.rpartition("/")[0]
+        return node
 
     def origin(self, name: str, value: Value, wrong: Iterable[Map]) -> Cause:
         """The first node after which the rows of an output are not each request's own."""
@@ -57,7 +63,7 @@ class Paths:
 
     def through(self, cause: Cause, name: str, value: Value) -> tuple[Place, ...]:
         """From an input to the cause, and on to the output `name`, which is `value`."""
-        target = cause.node.partition("/")[0]
+        target = self._top(cause.node)
         down = self._search(
             value,
             lambda node: node.name == target,
@@ -71,7 +77,7 @@ class Paths:
         elif cause.operator == "input":
             source = next((one for one in self._inputs if one.name == cause.node), None)
         places = [Place(source.name, "input")] if source is not None else []
-        nodes = [*reversed(up), *(node for node in reversed(down) if node not in up)]
+        nodes = [*up, *(node for node in reversed(down) if node not in up)]
         places += [Place(node.name, node.operator, node.where) for node in nodes]
         return (*places, Place(name, "output"))
 

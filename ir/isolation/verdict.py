@@ -180,24 +180,27 @@ def _judged(flow: Flow, labels: Labels, found: Mapping[Value, Dependence]) -> It
 
 
 def _allowed(name: str, value: Value, labels: Labels, batch: Count | None) -> frozenset[Map]:
-    """The maps that say: each row belongs to its own request."""
+    """The maps that say: each row belongs to its own request.
+
+    An output has a row for each of the inputs', or several (the batch folded with what follows
+    it), or one for each request, where requests have several rows.
+    """
     axis = labels.output_axis(name, value.shape)
+    owners = labels.owners
     if axis is None or batch is None:
-        only = labels.owners.map(0, 1) if batch == 1 else None
-    else:
-        only = labels.owners.map(axis, value.shape[axis])
-        if value.shape[axis] != batch:
-            only = _folded(value, axis, batch, labels)
-    return frozenset() if only is None else frozenset({only})
-
-
-def _folded(value: Value, axis: int, batch: Count, labels: Labels) -> Map | None:
-    """Rows of a batch folded with what follows it: consecutive rows of each request."""
-    each = quotient(value.shape[axis], batch)
-    requests = quotient(batch, labels.owners.rows)
-    if each is None or requests is None or not labels.owners.adjacent:
-        return None
-    return make(0, [Digit(axis, each * labels.owners.rows, requests)])
+        only = owners.map(0, 1) if batch == 1 else None
+        return frozenset() if only is None else frozenset({only})
+    size = value.shape[axis]
+    found: list[Map | None] = []
+    requests = quotient(batch, owners.rows)
+    if size == batch:
+        found.append(owners.map(axis, size))
+    if requests is not None and size == requests:
+        found.append(make(0, [Digit(axis, 1, requests)]))
+    each = quotient(size, batch)
+    if each is not None and requests is not None and owners.adjacent:
+        found.append(make(0, [Digit(axis, each * owners.rows, requests)]))
+    return frozenset(one for one in found if one is not None)
 
 
 def _requests(maps: frozenset[Map], wrong: frozenset[Map]) -> str:

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from planish.ir.flow.call import Call, NotCovered, Result, Rule
 from planish.ir.flow.polynomial import Count, quotient
 from planish.ir.flow.vocabulary import (
+    Concat,
     Expression,
     Fill,
     Operand,
     Reads,
     Reshape,
     Shape,
+    Slice,
     Tag,
-    aligned,
     along,
     contraction,
+    inserted,
     pointwise,
     reduction,
 )
@@ -241,15 +243,42 @@ def _statistics(
 
 
 def rotary(call: Call) -> Expression:
-    """`planish::rotary(x [..., T, D], cos, sin)`: pairs of the last dimension read each other."""
+    """`planish::rotary(x [..., T, D], cos, sin)`: each coordinate and its partner are turned.
+
+    Partners are the halves of the first R coordinates, or neighbours if `interleaved`.
+    """
     value, cos, sin = call["x"], call["cos"], call["sin"]
-    call["interleaved"]
-    rank = len(value.shape)
-    narrow = [
-        Operand(one, (*range(rank - len(one.shape), rank - 1), "angle")) for one in (cos, sin)
+    interleaved = call["interleaved"]
+    last = len(value.shape) - 1
+    width, turned = value.shape[-1], cos.shape[-1]
+    if not isinstance(width, int) or not isinstance(turned, int) or turned % 2:
+        raise NotCovered("a width that is not an even number")
+
+    def partners(one: Expression) -> tuple[Expression, Expression]:
+        dim = len(one.shape) - 1
+        half = turned // 2
+        if not interleaved:
+            return Slice(one, dim, 0, 1, half), Slice(one, dim, half, 1, half)
+        pairs = Reshape(Slice(one, dim, 0, 1, turned), (*one.shape[:-1], half, 2))
+        return tuple(  # type: ignore[return-value]
+            Reshape(Slice(pairs, dim + 1, which, 1, 1), (*one.shape[:-1], half)) for which in (0, 1)
+        )
+
+    first, second = partners(value)
+    sides = [
+        pointwise("hadamard", one, c, other, s)
+        for one, other, c, s in zip(
+            (first, second), (second, first), partners(cos), partners(sin), strict=True
+        )
     ]
-    last = frozenset({rank - 1})
-    return Reads(value.shape, (aligned(value, rank), *narrow), "window", last)
+    if interleaved:
+        stacked = Concat(tuple(inserted(side, last + 1) for side in sides), last + 1)
+        out: Expression = Reshape(stacked, (*value.shape[:-1], turned))
+    else:
+        out = Concat(tuple(sides), last)
+    if turned == width:
+        return out
+    return Concat((out, Slice(value, last, turned, 1, width - turned)), last)
 
 
 def planish_rms_norm(call: Call) -> Expression:
@@ -257,7 +286,7 @@ def planish_rms_norm(call: Call) -> Expression:
     value = call["x"]
     call["eps"]
     parameters = [call["weight"]] if call["weight"] is not None else []
-    return along("norm", value, (len(value.shape) - 1,), *parameters)
+    return along("rms norm", value, (len(value.shape) - 1,), *parameters)
 
 
 def gated(call: Call) -> Expression:

@@ -217,7 +217,7 @@ def rms_norm(call: Call) -> Result:
     dims = range(rank - inner, rank)
     call["eps"]
     parameters = [call["weight"]] if call["weight"] is not None else []
-    out = along("norm", value, dims, *parameters)
+    out = along("rms norm", value, dims, *parameters)
     statistics = reduction("statistic", value, dims, keep=True)
     return (out, *(statistics for _ in call.outputs[1:]))
 

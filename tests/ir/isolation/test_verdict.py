@@ -157,6 +157,19 @@ class Beams(nn.Module):
         return (beams - beams.amax(1, keepdim=True)).view(x.shape)
 
 
+class BestBeam(nn.Module):
+    """One row of two neighbours is given back."""
+
+    def forward(self, x: Tensor) -> Any:
+        return x.view(-1, 2, 8).amax(1)
+
+
+def test_an_output_may_have_one_row_for_each_request() -> None:
+    assert audited(BestBeam(), owners=Owners(2)).verdict == "isolated"
+    assert audited(BestBeam()).verdict == "leaks"
+    assert audited(BestBeam(), owners=Owners(2, adjacent=False)).verdict == "leaks"
+
+
 def test_rows_of_one_request_may_meet() -> None:
     assert audited(Beams()).verdict == "leaks"
     assert audited(Beams(), owners=Owners(2)).verdict == "isolated"
