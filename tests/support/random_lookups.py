@@ -18,6 +18,7 @@ def _own(b: Builder, dtype: torch.dtype, shape: list[str]) -> fx.Node:
 
 def in_order(b: Builder, x: fx.Node) -> fx.Node:
     """x[arange] along a dimension, perhaps shifted, scaled, reversed, or cast."""
+    x = b.fit(x, bool)
     dim = b.chance.randrange(len(b.texts(x)))
     text = b.texts(x)[dim]
     index = _counting(b, text)

@@ -109,6 +109,7 @@ def flip(b: Builder, x: fx.Node) -> fx.Node:
 
 
 def flip_twice(b: Builder, x: fx.Node) -> fx.Node:
+    x = b.fit(x, bool)
     dim = b.chance.randrange(len(b.texts(x)))
     once = b.call(aten.flip.default, x, [dim])
     return b.call(aten.flip.default, b.call(aten.tanh.default, once), [dim])
@@ -128,6 +129,7 @@ def stack(b: Builder, x: fx.Node) -> fx.Node:
 
 
 def cut_and_join(b: Builder, x: fx.Node) -> fx.Node:
+    x = b.fit(x, bool)
     dim = b.chance.randrange(len(b.texts(x)))
     first = b.call(aten.slice.Tensor, x, dim, 0, 1)
     rest = b.call(aten.slice.Tensor, x, dim, 1, 2**63 - 1)
@@ -240,6 +242,7 @@ def attention(b: Builder, x: fx.Node) -> fx.Node:
 
 
 def einsum(b: Builder, x: fx.Node) -> fx.Node:
+    x = b.fit(x, bool)
     letters = "abcde"[: len(b.texts(x))]
     kept = [letter for letter, t in zip(letters, b.texts(x), strict=True) if "B" in t]
     if not b.careful:
