@@ -33,6 +33,7 @@ class Options:
     spec: Path | None = None
     input_shapes: tuple[str, ...] = ()
     witness: Path | None = None
+    optimized: bool = False
 
 
 def main(given: Sequence[str], options: Options, form: str, output: Path | None) -> int:
@@ -114,7 +115,7 @@ def run(given: Sequence[str], options: Options, *, quiet: bool) -> list[AuditRep
                     model, inputs = commands.example(one, options.input_shapes)
                     reports.append(auditing.audit(model, inputs=inputs, **arguments))
                 else:
-                    report = auditing.audit(one, **arguments)
+                    report = auditing.audit(one, optimized=options.optimized, **arguments)
                     if options.witness is not None:
                         report = confirm.confirm(report, one, options.witness)
                     reports.append(report)

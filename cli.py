@@ -166,6 +166,10 @@ def audit(
         list[str] | None,
         Option(help="For package.module:function: the shape of an input, such as 2,3,224,224."),
     ] = None,
+    optimized: Annotated[
+        bool,
+        Option("--optimized", help="Audit an ONNX file as ONNX Runtime rewrites it to run it."),
+    ] = False,
     witness: Annotated[
         Path | None,
         Option(
@@ -210,6 +214,7 @@ def audit(
         spec,
         tuple(input_shape or ()),
         witness,
+        optimized,
     )
     if replay is not None:
         code = audit_command.replay(replay, Path(targets[0]), as_json=as_json)
@@ -217,6 +222,26 @@ def audit(
     if fix is not None:
         raise typer.Exit(audit_command.fix(targets, fix, options, as_json=as_json))
     raise typer.Exit(audit_command.main(targets, options, "json" if as_json else form, output))
+
+
+@app.command()
+def axes(
+    model: Model,
+    input_shape: Annotated[
+        list[str] | None,
+        Option(help="For package.module:function: the shape of an input, such as 1,3,224,224."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List a model's axes: which indices of which tensors move together, and what may be done.
+
+    permute: reorder the indices, with the same answer. cut: remove some, with the answer that
+    zeroing them gives. rotate: mix them by an orthogonal matrix. What forbids the next thing is
+    named behind each. Weights are not read.
+    """
+    from planish import commands
+
+    commands.show_axes(model, tuple(input_shape or ()), as_json=as_json)
 
 
 @app.command()

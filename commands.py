@@ -277,3 +277,19 @@ def describe_pass(kind: Any) -> dict[str, Any]:
 
 def _default(field: Any) -> str:
     return "required" if field.is_required() else f"default {field.default!r}"
+
+
+def show_axes(model: str, input_shapes: Sequence[str], *, as_json: bool) -> None:
+    """Print the axes of a model, captured without weights where that is possible."""
+    from planish.ir.axes.axes import find, text, to_json  # noqa: PLC0415
+    from planish.ir.capture.meta import from_config  # noqa: PLC0415
+
+    resolved = resolve(model, input_shapes)
+    program = resolved if isinstance(resolved, Program) else from_config(str(resolved))
+    found = find(program)
+    if as_json:
+        console.print_json(to_json(found))
+        return
+    console.out.print(text(found), markup=False, soft_wrap=True, end="")
+    for reason in found.reasons:
+        console.out.print(f"not understood: {reason}", markup=False, soft_wrap=True)

@@ -76,7 +76,10 @@ def test_json_says_everything(files: Path) -> None:
     assert finding["path"][0]["operator"] == "input"
     assert finding["path"][-1] == {"node": "y", "operator": "output", "where": ""}
     assert made["unknown_operators"] == []
-    assert made["assumptions"] == ["x holds the batch along axis 0"]
+    assert made["assumptions"] == [
+        "x holds the batch along axis 0",
+        "sizes that are left open are at least 1",
+    ]
     json.dumps(made)
 
 
@@ -122,6 +125,16 @@ def test_the_command_line(files: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "1. value: ai.onnx::ReduceMax@18" in out
     assert "fix: " in out
     assert cli.main(["audit", str(files / "bad.onnx"), "--shared", "x"]) == 0
+
+
+def test_as_onnx_runtime_optimizes_it(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = planish.audit(files / "bad.onnx", optimized=True)
+    assert report.verdict == "leaks"
+    assert report.target.endswith("bad.onnx (optimized)")
+    assert cli.main(["audit", str(files / "good.onnx"), "--optimized"]) == 0
+    assert "(optimized)" in capsys.readouterr().out.replace("\n", " ")
+    with pytest.raises(BadTarget, match="only ONNX files"):
+        planish.audit(nn.Linear(2, 2), optimized=True)
 
 
 def test_many_targets(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

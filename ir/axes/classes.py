@@ -75,6 +75,8 @@ EACH = {
 class Classes:
     """The terms of every value, and the sites along them.
 
+    Inputs and outputs named in `free` may have their indices moved; all others count.
+
     Attributes:
         terms: one a dimension, by value.
         sites: each with the term it is along, resolved only when all is known: a dimension is
@@ -82,7 +84,7 @@ class Classes:
         reasons: for dimensions that were not understood, why.
     """
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: Flow, free: frozenset[str] = frozenset()) -> None:
         self.terms: dict[Value, Terms] = {}
         self.sites: list[tuple[Term, Site]] = []
         self.reasons: list[tuple[Node, str]] = []
@@ -91,12 +93,15 @@ class Classes:
         self._known = flow.known
         for value in flow.inputs:
             self.terms[value] = tuple(leaf(size) for size in value.shape)
-            self._pin(self.terms[value], Site("input", value.name, "input"))
+            if value.name not in free:
+                self._pin(self.terms[value], Site("input", value.name, "input"))
         for value in flow.stored:
             self.terms[value] = tuple(leaf(size) for size in value.shape)
         for node in flow.nodes:
             self._read(node)
         for name, value in flow.outputs.items():
+            if name in free:
+                continue
             self._pin(self.terms[value], Site("output", name, "output"))
         for state in flow.states:
             self._pin(self.terms[state.after], Site("state", state.name, "state"))
@@ -142,23 +147,25 @@ class Classes:
         """
         match expression:
             case Value():
-                return self.terms[expression]
+                terms = self.terms[expression]
             case Reads():
-                return self._reads(expression)
+                terms = self._reads(expression)
             case Reshape(value=value, shape=shape):
-                return reshaped(self.of(value), shape)
+                terms = reshaped(self.of(value), shape)
             case Slice():
-                return self._slice(expression)
+                terms = self._slice(expression)
             case Concat(operands=operands, dim=dim):
-                return self._concat([self.of(one) for one in operands], dim)
+                terms = self._concat([self.of(one) for one in operands], dim)
             case Diagonal(value=value, first=first, second=second):
-                terms = self.of(value)
-                unify(terms[first], terms[second])
-                rest = (one for dim, one in enumerate(terms) if dim not in (first, second))
-                return (*rest, terms[first])
+                inner = self.of(value)
+                unify(inner[first], inner[second])
+                rest = (one for dim, one in enumerate(inner) if dim not in (first, second))
+                terms = (*rest, inner[first])
             case Fill(shape=shape):
-                return tuple(leaf(size) for size in shape)
-        raise CannotUnify(f"{type(expression).__name__.lower()} is not followed")
+                terms = tuple(leaf(size) for size in shape)
+            case _:
+                raise CannotUnify(f"{type(expression).__name__.lower()} is not followed")
+        return terms
 
     def _reads(self, reads: Reads) -> Terms:
         along: list[list[tuple[Term, bool]]] = [[] for _ in reads.shape]
@@ -179,21 +186,26 @@ class Classes:
                     raise CannotUnify(f"sizes {size} and {reads.shape[tag]} differ")
             for dim in range(len(reads.shape)):
                 spread[dim] += dim not in operand.tags
+        folded = all(one in self._constant for one in _operands(reads))
         for group in whole.values():
-            self._together(group, WHOLE.get(reads.kind, "statistic"), reads.kind)
+            self._together(group, reads.kind, folded)
         return tuple(
             self._one(dim, size, along[dim], spread[dim], reads)
             for dim, size in enumerate(reads.shape)
         )
 
-    def _together(self, group: Sequence[tuple[Term, bool]], what: str, kind: str) -> None:
+    def _together(self, group: Sequence[tuple[Term, bool]], kind: str, folded: bool) -> None:
         """Dimensions that are read whole, together."""
-        first, _ = group[0]
+        first, constant = group[0]
         for other, _ in group[1:]:
             unify(first, other)
-        if all(constant for _, constant in group):
-            return  # of parameters alone: what becomes of them is folded
-        if kind == "contract" and any(constant for _, constant in group):
+        if folded and kind == "contract":
+            return  # of parameters alone: what becomes of them is computed once
+        what = WHOLE.get(kind, "statistic")
+        if kind == "contract" and len(group) == 1:
+            # A filter's own places, which no dimension of the input matches; or a plain sum.
+            what = "neighbours" if constant else "summed"
+        elif kind == "contract" and any(weight for _, weight in group):
             what = "contracted with a weight"
         self._done(first, what)
 
@@ -230,8 +242,10 @@ class Classes:
         if part.size == old and part.start == 0 and part.step == 1:
             return tuple(terms)
         whole = terms[part.dim]
-        if part.start is None or part.step != 1 or part.size == 1:
-            # One index picked by its number, or every second one: each place counts.
+        known = isinstance(part.start, int) and isinstance(part.size, int)
+        if not known or part.start is None or part.step != 1 or part.size == 1:
+            # One index picked by its number, or every second one, or as many as there are
+            # positions: each place counts.
             self._done(whole, "picked")
             terms[part.dim] = leaf(part.size)
             return tuple(terms)

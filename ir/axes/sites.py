@@ -45,7 +45,7 @@ ALLOWS: dict[str, frozenset[Symmetry]] = {
     "produced by a weight": ALL,
     "contracted with a weight": ALL,
     "contracted": ALL,
-    "rms norm": frozenset({"permute", "rotate"}),
+    "rms norm": ALL,
     # the same for every index, each by itself
     "each by itself": _REORDER,
     "scaled by a parameter": _REORDER,
@@ -75,5 +75,5 @@ ALLOWS: dict[str, frozenset[Symmetry]] = {
     "picked": _NOTHING,
     "opaque": _NOTHING,
 }
-"""What each kind of site leaves possible. Along a softmax, an average or a layer norm a cut runs, and
-is not what setting to zero gives."""
+"""What each kind of site leaves possible. Along a softmax, an average or a layer norm a cut runs,
+and is not what setting to zero gives."""

@@ -1,9 +1,9 @@
 """What a dimension is made of: atoms, products of them, sums of them.
 
-A term is a tree. A leaf is a plain set of indices, an atom. A product is what `view`
-splits and joins, in row-major order: heads times width. A sum is what `cat` and `split` make: query,
-key and value one after another. Unification binds leaves to terms, as in logic programming, until
-the terms of two dimensions that were found to be one are equal.
+A term is a tree. A leaf is a plain set of indices, an atom. A product is what `view` splits and
+joins, in row-major order: heads times width. A sum is what `cat` and `split` make: query, key and
+value one after another. Unification binds leaves to terms, as in logic programming, until the terms
+of two dimensions that were found to be one are equal.
 
 A leaf may occur twice in one term: the halves of a rotary embedding give `h + h`, which says that
 both have to be cut in pairs.

@@ -216,15 +216,17 @@ class _Reader:
         """The flow of a nested graph, all of whose placeholders are inputs."""
         graph = getattr(self.module, name)
         inner = _Reader(self.sizes, graph)
-        inputs = []
+        inputs, stored = [], []
         for node in graph.graph.nodes:
             if node.op == "placeholder":
                 inputs.append(inner.enter(node, node.name))
+            elif node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor):
+                stored.append(inner.enter(node, node.name))
             elif node.op == "call_function":
                 inner.call(node)
         self.unknown.update(inner.unknown)
         returned = enumerate(_returned(graph.graph))
-        return inner.flow(inputs, (), {str(number): node for number, node in returned})
+        return inner.flow(inputs, stored, {str(number): node for number, node in returned})
 
     def value(self, name: str, meta: Any) -> Any:
         """A `Value` for what a node holds: a tensor, a size, or several."""

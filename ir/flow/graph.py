@@ -59,6 +59,7 @@ class Flow:
         unknown_operators: how often each operator without a rule occurs, nested graphs included.
         captured: values of enclosing graphs that this one reads.
         assertions: how many checks of values can stop a run.
+        defaults: inputs whose values the file stores, which count as stored.
     """
 
     inputs: tuple[Value, ...]
@@ -70,3 +71,4 @@ class Flow:
     unknown_operators: Mapping[str, int] = field(default_factory=dict)
     captured: tuple[Value, ...] = ()
     assertions: int = 0
+    defaults: tuple[str, ...] = ()

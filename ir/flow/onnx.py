@@ -57,11 +57,12 @@ def read_model(
     scope.read(graph.node)
     return Flow(
         tuple(inputs),
-        tuple(stored.values()),
+        tuple(context.stored),
         tuple(scope.nodes),
         _outputs(scope, graph),
         known=context.known,
         unknown_operators=dict(context.unknown),
+        defaults=tuple(one.name for one in graph.input if one.name in stored),
     )
 
 

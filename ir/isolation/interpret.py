@@ -57,10 +57,11 @@ class Interpreter:
 
     def run(self, flow: Flow) -> None:
         """Analyse every node, in order."""
+        self.dependences.update((value, NOTHING) for value in flow.stored)
         for node in flow.nodes:
             self._node = node
             self._nested.clear()
-            host = self._joined(self.dependences[value] for value in node.controls)
+            host = self._joined(self.of(value) for value in node.controls)
             for output, expression in zip(node.outputs, node.expressions, strict=True):
                 found = self.of(expression)
                 if not host.on_nothing:
@@ -71,7 +72,7 @@ class Interpreter:
         """What an expression depends on."""
         match expression:
             case Value():
-                found = self.dependences.get(expression, NOTHING)
+                found = self._value(expression)
             case Reads():
                 found = self._limited(self._reads(expression))
             case Reshape(value=value, shape=shape):
@@ -88,6 +89,13 @@ class Interpreter:
                 found = self._opaque(expression)
             case _:
                 found = control.of(expression, self)
+        return found
+
+    def _value(self, value: Value) -> Dependence:
+        found = self.dependences.get(value)
+        if found is None:  # nothing defined it: an ill-formed graph is never taken for safe
+            why = f"{value.name} is read before anything defines it"
+            found = Dependence(frozenset(), frozenset({self.cause("unknown", why)}))
         return found
 
     def _joined(self, several: Iterable[Dependence]) -> Dependence:
@@ -116,7 +124,7 @@ class Interpreter:
             self.run(flow)
             self._node, self._inside, self._nested = outer, inside, nested
             outputs = flow.outputs.values()
-            self._nested[flow] = tuple(self.dependences.get(one, NOTHING) for one in outputs)
+            self._nested[flow] = tuple(self.of(one) for one in outputs)
         return self._nested[flow]
 
     @property

@@ -201,6 +201,13 @@ class Labels:
                 else f"the batch has {batch} rows, as the model fixes it"
             )
         found += [f"no request is given the output {one} (as declared)" for one in self.internal]
+        if any(isinstance(size, Polynomial) for value in inputs for size in value.shape):
+            found.append("sizes that are left open are at least 1")
+        if flow.defaults:
+            few = ", ".join(flow.defaults[:3]) + (", ..." if len(flow.defaults) > 3 else "")
+            found.append(
+                f"{len(flow.defaults)} inputs keep the values that the file stores for them ({few})"
+            )
         if flow.assertions:
             found.append(
                 f"{flow.assertions} checks of values in the graph hold: one that fails "

@@ -295,33 +295,47 @@ def gated(call: Call) -> Expression:
 
 
 def selective_scan(call: Call) -> tuple[Expression, ...]:
-    """`planish::selective_scan`: a recurrence over positions, each sample by itself."""
-    x, dt, b, c, state = (call[name] for name in ("x", "dt", "b", "c", "state"))
-    parameters = [one for one in (call["a"], call["d"]) if one is not None]
-    everything_of = [Operand(one, _whole(one)) for one in parameters]
+    """`planish::selective_scan`: a recurrence over positions, each sample by itself.
 
-    def read(position: Tag) -> list[Operand]:
-        wide = (Operand(one, (0, position, "heads", "width")[: len(one.shape)]) for one in (b, c))
-        return [
-            Operand(x, (0, position, 2, 3) if position == "positions" else (0, 1, 2, 3)),
-            Operand(dt, (0, position, 2)),
-            *wide,
-        ]
-
-    y_shape, state_shape = call.outputs[0].shape, call.outputs[1].shape
+    Heads are split into groups of those that share b and c.
+    """
+    x, dt, a, b, c, d, state = (call[name] for name in ("x", "dt", "a", "b", "c", "d", "state"))
+    batch, length, heads, width = x.shape
+    groups, columns = b.shape[2:]
+    inner = quotient(heads, groups)
+    if inner is None:
+        raise NotCovered("heads that groups do not divide")
+    x = Reshape(x, (batch, length, groups, inner, width))
+    dt = Reshape(dt, (batch, length, groups, inner))
+    a = Reshape(a, (groups, inner, a.shape[1]))
+    before = Reshape(state, (batch, groups, inner, width, columns))
+    skip = [Operand(Reshape(d, (groups, inner)), (2, 3))] if d is not None else []
     y = Reads(
-        y_shape,
-        (*read(1), Operand(state, (0, 2, 3, "columns")), *everything_of),
+        (batch, length, groups, inner, width),
+        (
+            Operand(x, (0, 1, 2, 3, 4)),
+            Operand(dt, (0, 1, 2, 3)),
+            Operand(a, (2, 3, "columns")),
+            Operand(b, (0, 1, 2, "columns")),
+            Operand(c, (0, 1, 2, "columns")),
+            Operand(before, (0, 2, 3, 4, "columns")),
+            *skip,
+        ),
         "scan",
         frozenset({1}),
     )
-    over = [
-        Operand(x, (0, "positions", 1, 2)),
-        Operand(dt, (0, "positions", 1)),
-        *(Operand(one, (0, "positions", "heads", "columns")) for one in (b, c)),
-        Operand(state, (0, 1, 2, 3)),
-    ]
-    return y, Reads(state_shape, (*over, *everything_of), "scan")
+    after = Reads(
+        before.shape,
+        (
+            Operand(x, (0, "positions", 1, 2, 3)),
+            Operand(dt, (0, "positions", 1, 2)),
+            Operand(a, (1, 2, 4)),
+            Operand(b, (0, "positions", 1, 4)),
+            Operand(before, (0, 1, 2, 3, 4)),
+        ),
+        "scan",
+    )
+    return Reshape(y, call.outputs[0].shape), Reshape(after, call.outputs[1].shape)
 
 
 def _whole(value: Expression) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from planish.ir.flow.call import Call, NotCovered, Result, Rule
 from planish.ir.flow.polynomial import Count, quotient
 from planish.ir.flow.vocabulary import (
     Expression,
+    Fill,
     Operand,
     Reads,
     Reshape,
@@ -132,8 +133,9 @@ def batch_norm(call: Call) -> Result:
     results: list[Expression] = [out]
     for output in call.outputs[1:]:
         if not training or len(output.shape) != 1 or output.shape[0] == 0:
-            # What inference returns beside the result is empty, or made of the parameters.
-            results.append(everything("statistic", output.shape, *given.values()))
+            # What inference returns beside the result is empty, or a parameter's.
+            same = [one for one in given.values() if one.shape == output.shape]
+            results.append(pointwise("nonlinear", *same) if same else Fill(output.shape))
             continue
         statistic = reduction("statistic", value, dims)
         old = [given[name] for name in names[2:] if name in given]

@@ -1,0 +1,221 @@
+"""Removing indices of axes: from tensors, and from the numbers in the graph that count them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from planish.ir import ops
+from planish.ir.axes.axes import Axes, Axis, order
+from planish.ir.axes.terms import Leaf, Product, Term, leaves, resolved, size_of
+from planish.ir.edit import Edit
+from planish.ir.program import Input, Program
+
+aten = torch.ops.aten
+
+
+class CannotCut(ValueError):
+    """An axis does not allow a cut: which one, and the site that forbids it."""
+
+
+def cut(axes: Axes, program: Program, kept: Mapping[Axis, Tensor]) -> Program:
+    """A program without some indices of some axes.
+
+    It computes what the program does whose removed slices are all zero, exactly: an RMS norm that
+    loses coordinates keeps dividing by the old count, by way of its weight and epsilon.
+
+    Args:
+        axes: of the program.
+        program: stays as it is.
+        kept: for each axis, the indices to keep, ascending.
+
+    Raises:
+        CannotCut: if an axis does not allow it, or nothing of it would be left.
+    """
+    for axis, indices in kept.items():
+        if limits := axis.limits("cut"):
+            raise CannotCut(f"axis {axis.number} cannot be cut: {limits[0]}")
+        if not len(indices):
+            raise CannotCut(f"axis {axis.number} would lose all of its indices")
+    work = _Cut(axes, {axis.leaf: indices for axis, indices in kept.items()})
+    with program.edit() as edit:
+        edit.inputs = tuple(work.input(spec) for spec in edit.inputs)
+        for name, terms in axes.terms.items():
+            edit.tensors[name] = work.tensor(edit.tensors[name], terms)
+        for node in edit.nodes():
+            mend = _BAKED.get(node.target)
+            if mend is not None:
+                mend(work, node, edit)
+    return edit.program
+
+
+def zeroed(axes: Axes, program: Program, kept: Mapping[Axis, Tensor]) -> Program:
+    """What a cut is measured against: the same graph, with the removed slices set to zero."""
+    work = _Cut(axes, {axis.leaf: indices for axis, indices in kept.items()})
+    tensors = dict(program.tensors)
+    for name, terms in axes.terms.items():
+        for dim, term in enumerate(terms):
+            if work.changes(term):
+                index = order(term, work.kept)
+                mask = torch.zeros(tensors[name].shape[dim], dtype=torch.bool)
+                mask[index] = True
+                shape = [-1 if place == dim else 1 for place in range(tensors[name].dim())]
+                tensors[name] = tensors[name] * mask.view(shape).to(tensors[name].dtype)
+    return dataclasses.replace(program, tensors=tensors)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What is kept of each atom that is cut."""
+
+    axes: Axes
+    kept: Mapping[Leaf, Tensor]
+
+    def changes(self, term: Term) -> bool:
+        """Whether a dimension loses indices."""
+        return any(leaf in self.kept for leaf in leaves(term))
+
+    def count(self, term: Term) -> int:
+        """How many indices a dimension keeps."""
+        return len(order(term, self.kept))
+
+    def tensor(self, tensor: Tensor, terms: Sequence[Term]) -> Tensor:
+        """What is left of a tensor."""
+        for dim, term in enumerate(terms):
+            if self.changes(term):
+                tensor = tensor.index_select(dim, order(term, self.kept))
+        return tensor
+
+    def input(self, spec: Input) -> Input:
+        """An input, such as a cache, whose shape counts what was cut."""
+        terms = self.axes.values.get(spec.name, ())
+        shape = tuple(
+            self.count(term) if self.changes(term) else extent
+            for term, extent in zip(terms, spec.shape, strict=True)
+        )
+        return dataclasses.replace(spec, shape=shape)
+
+    def of(self, node: Any) -> tuple[Term, ...]:
+        """The terms of a node's value."""
+        if node.op == "get_attr":
+            return self.axes.terms[str(node.target)]
+        return self.axes.values[str(node.target) if node.op == "placeholder" else node.name]
+
+
+Mend = Callable[[_Cut, fx.Node, Edit], None]
+
+
+def _sizes(place: int) -> Mend:
+    """Operators that are given the shape of their result."""
+
+    def mend(work: _Cut, node: fx.Node, edit: Edit) -> None:  # noqa: ARG001
+        given: Any = node.args[place]
+        sizes = [
+            work.count(term) if isinstance(size, int) and size >= 0 and work.changes(term) else size
+            for size, term in zip(given, work.of(node), strict=True)
+        ]
+        node.update_arg(place, sizes)
+
+    return mend
+
+
+def _slice(work: _Cut, node: fx.Node, edit: Edit) -> None:  # noqa: ARG001
+    """Where a slice begins and ends: as many indices as are kept before."""
+    source: Any = node.args[0]
+    terms = work.of(source)
+    dim = int(node.args[1] if len(node.args) > 1 else 0) % len(terms)  # type: ignore[arg-type]
+    term = terms[dim]
+    if not work.changes(term):
+        return
+    old = order(term, work.kept)
+    size = size_of(term)
+    for place in (2, 3):
+        given = node.args[place] if len(node.args) > place else None
+        if isinstance(given, int) and isinstance(size, int):
+            at = given + size if given < 0 else min(given, size)
+            node.update_arg(place, int((old < at).sum()))
+
+
+def _split(work: _Cut, node: fx.Node, edit: Edit) -> None:  # noqa: ARG001
+    """The sizes of parts, which may differ now."""
+    source: Any = node.args[0]
+    dim = int(node.args[2] if len(node.args) > 2 else 0) % len(work.of(source))  # type: ignore[arg-type]
+    if not work.changes(work.of(source)[dim]):
+        return
+    parts = [work.axes.values[f"{node.name}.{n}"][dim] for n in range(len(node.meta["val"]))]
+    node.target = aten.split_with_sizes.default
+    node.update_arg(1, [work.count(part) for part in parts])
+
+
+def _convolution(work: _Cut, node: fx.Node, edit: Edit) -> None:  # noqa: ARG001
+    """The number of groups: what is left of the outer digit of the filter's first dimension."""
+    place = len(node.args) - 1
+    groups = node.args[place] if len(node.args) > _GROUPS[node.target] else 1  # type: ignore[index]
+    if groups == 1 or not isinstance(groups, int):
+        return
+    term = resolved(work.of(node.args[1])[0])
+    factors = term.factors if isinstance(term, Product) else (term,)
+    outer: list[Term] = []
+    while size_of(Product(tuple(outer))) != groups:
+        outer.append(factors[len(outer)])
+    node.update_arg(place, math.prod(work.count(one) for one in outer))
+
+
+def _rms_norm(work: _Cut, node: fx.Node, edit: Edit) -> None:
+    """Over n' of n coordinates: weight times sqrt(n / n'), epsilon times n / n'.
+
+    The mean over what is left is n / n' times the mean over all, the rest being zero; so
+    x / sqrt(mean + eps) = sqrt(n / n') x / sqrt(n / n' (mean + eps)), whose denominator is that of
+    the shorter norm with n / n' times the epsilon.
+    """
+    source: Any = node.args[0]
+    term = work.of(source)[-1]
+    if not work.changes(term):
+        return
+    ratio = int(size_of(term)) / work.count(term)  # type: ignore[arg-type]
+    node.update_arg(2, float(node.args[2]) * ratio)  # type: ignore[arg-type]
+    weight: Any = node.args[1]
+    if weight is not None and weight.op == "get_attr" and len(weight.users) == 1:
+        name = str(weight.target)
+        edit.tensors[name] = edit.tensors[name] * math.sqrt(ratio)
+    elif weight is not None:  # computed from what is stored, or read by others too
+        node.update_arg(1, edit.call(aten.mul.Tensor, weight, math.sqrt(ratio), before=node))
+    else:
+        after = edit.call(aten.mul.Tensor, node, math.sqrt(ratio), before=node.next)
+        edit.replace(node, after, f"divides by {size_of(term)} as before")
+
+
+def _layer_norm(work: _Cut, node: fx.Node, edit: Edit) -> None:  # noqa: ARG001
+    terms = work.of(node)
+    inner: Any = node.args[1]
+    node.update_arg(1, [work.count(term) for term in terms[len(terms) - len(inner) :]])
+
+
+_GROUPS = {
+    aten.conv1d.default: 6,
+    aten.conv2d.default: 6,
+    aten.conv3d.default: 6,
+    aten.convolution.default: 8,
+}
+"""Where convolutions are given the number of groups."""
+
+_BAKED: dict[Any, Mend] = {
+    aten.view.default: _sizes(1),
+    aten.reshape.default: _sizes(1),
+    aten.expand.default: _sizes(1),
+    aten.zeros.default: _sizes(0),
+    aten.full.default: _sizes(0),
+    aten.slice.Tensor: _slice,
+    aten.split.Tensor: _split,
+    aten.split_with_sizes.default: _split,
+    **dict.fromkeys(_GROUPS, _convolution),
+    ops.rms_norm: _rms_norm,
+    aten.layer_norm.default: _layer_norm,
+}
+"""The numbers in a graph that count indices, by operator."""

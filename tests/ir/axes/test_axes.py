@@ -1,0 +1,193 @@
+"""Axes of every family: all that may be permuted is, at once, and the answer stays the same."""
+
+import dataclasses
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from planish.ir.axes.axes import Axes, Axis, find, permute, text
+from planish.ir.axes.cut import CannotCut, cut, zeroed
+from planish.ir.axes.rotate import CannotRotate, fold_scales, rotate
+from planish.ir.program import Program
+from support.captured import captured
+from support.models import FAMILIES
+
+
+COMMON = {
+    "llama",
+    "qwen3",
+    "gemma3",
+    "phi3",
+    "falcon",
+    "mixtral",
+    "mamba2",
+    "bert",
+    "swin",
+    "resnet",
+}
+SOME = [name if name in COMMON else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+"""Every family; by default those that differ most."""
+
+
+def shuffled(axis: Axis, seed: int) -> Tensor:
+    """Return a permutation that leaves no index where it was."""
+    assert isinstance(axis.size, int)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(axis.size, generator=generator)
+    moved = torch.empty_like(order)
+    moved[order] = order.roll(1)
+    return moved
+
+
+def outputs(program: Program) -> dict[str, Tensor]:
+    """Run on random inputs; caches are empty, since their axes may move too."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {size.name: 0 if size.name == "P" else size.example for size in program.sizes}
+    feeds = {}
+    for spec in program.inputs:
+        shape = [eval(str(one), {}, dict(sizes)) for one in spec.shape]
+        if spec.dtype.is_floating_point:
+            feeds[spec.name] = torch.randn(shape, generator=generator, dtype=spec.dtype)
+            if spec.name.startswith(("past", "conv", "ssm", "state")):
+                feeds[spec.name].zero_()
+        elif "mask" in spec.name:
+            feeds[spec.name] = torch.ones(shape, dtype=spec.dtype)
+        else:
+            feeds[spec.name] = torch.randint(0, 2, shape, generator=generator, dtype=spec.dtype)
+    found = program.run(**feeds)
+    return {"logits": found["logits"]} if "logits" in found else found
+
+
+def permutable(axes: Axes) -> list[Axis]:
+    return [axis for axis in axes.all if axis.size != 1 and axis.allows("permute")]
+
+
+@pytest.mark.parametrize("family", SOME)
+def test_permuting_every_axis_that_allows_it_changes_nothing(family: str) -> None:
+    program = captured(family)[1]
+    axes = find(program)
+    assert axes.reasons == ()
+    moved = {axis: shuffled(axis, axis.number) for axis in permutable(axes)}
+    assert moved
+    after = dataclasses.replace(program, tensors=permute(axes, program, moved))
+    expected = outputs(program)
+    for name, value in outputs(after).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", SOME)
+def test_leaving_one_member_out_of_a_permutation_is_noticed(family: str) -> None:
+    """Else the test above could not fail: every member of an axis counts."""
+    program = captured(family)[1]
+    axes = find(program)
+    expected = outputs(program)
+    chance = random.Random(family)
+    noticed = 0
+    several = [axis for axis in permutable(axes) if len(axis.members) > 1]
+    for axis in chance.sample(several, min(4, len(several))):
+        tensors = permute(axes, program, {axis: shuffled(axis, axis.number)})
+        left_out = chance.choice(axis.members).tensor
+        tensors[left_out] = program.tensors[left_out]
+        after = outputs(dataclasses.replace(program, tensors=tensors))
+        noticed += any(
+            not torch.allclose(value, expected[name], rtol=1e-4, atol=1e-4)
+            for name, value in after.items()
+        )
+    # A bias of keys moves nothing: softmax does not see what is added to all scores of a row.
+    assert noticed >= min(4, len(several)) - 1
+
+
+def half(axis: Axis) -> Tensor:
+    """Return every second index, and the last."""
+    assert isinstance(axis.size, int)
+    indices: Tensor = torch.tensor(sorted({*range(0, axis.size, 2), axis.size - 1}))
+    return indices
+
+
+@pytest.mark.parametrize("family", SOME)
+def test_a_cut_is_what_zeroing_gives(family: str) -> None:
+    program = captured(family)[1]
+    axes = find(program)
+    kept = {
+        axis: half(axis)
+        for axis in axes.all
+        if isinstance(axis.size, int) and axis.size > 2 and axis.allows("cut")
+    }
+    assert kept
+    smaller = cut(axes, program, kept)
+    assert smaller.parameters < program.parameters
+    expected = outputs(zeroed(axes, program, kept))
+    for name, value in outputs(smaller).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_what_an_axis_does_not_allow_is_refused_with_the_site() -> None:
+    program = captured("llama")[1]
+    axes = find(program)
+    vocabulary = next(
+        axis for axis in axes.all if axis.members[0].tensor.endswith("embed_tokens.weight")
+    )
+    with pytest.raises(ValueError, match=r"cannot be permuted: looked up at aten\.embedding"):
+        permute(axes, program, {vocabulary: torch.arange(3)})
+    with pytest.raises(CannotCut, match=r"cannot be cut: looked up at aten\.embedding"):
+        cut(axes, program, {vocabulary: torch.arange(3)})
+    width = next(axis for axis in axes.all if axis.allows("cut"))
+    with pytest.raises(CannotCut, match="would lose all of its indices"):
+        cut(axes, program, {width: torch.arange(0)})
+
+
+ROTATABLE = ["llama", "qwen3", "phi3"]
+"""Families whose residual stream is normed by RMS before each block and by nothing else."""
+
+
+def orthogonal(size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(size)
+    square = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    matrix: Tensor = torch.linalg.qr(square)[0]
+    return matrix
+
+
+@pytest.mark.parametrize("family", ROTATABLE)
+def test_the_residual_stream_rotates_once_scales_are_folded(family: str) -> None:
+    program = captured(family)[1]
+    folded = fold_scales(program)
+    expected = outputs(program)["logits"]
+    torch.testing.assert_close(outputs(folded)["logits"], expected, rtol=1e-4, atol=1e-4)
+    axes = find(folded)
+    residual = max(axes.all, key=lambda axis: len(axis.members) if axis.size != 1 else 0)
+    by = {
+        axis: orthogonal(axis.size)
+        for axis in axes.all
+        if isinstance(axis.size, int) and axis.size > 1 and axis.allows("rotate")
+    }
+    assert residual in by
+    turned = rotate(axes, folded, by)
+    torch.testing.assert_close(outputs(turned)["logits"], expected, rtol=1e-3, atol=1e-3)
+    left_out = residual.members[-1].tensor
+    tensors = {**turned.tensors, left_out: folded.tensors[left_out]}
+    other = outputs(dataclasses.replace(turned, tensors=tensors))["logits"]
+    assert not torch.allclose(other, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_norm_with_a_scale_keeps_the_stream_from_rotating() -> None:
+    program = captured("llama")[1]
+    axes = find(program)
+    residual = max(axes.all, key=lambda axis: len(axis.members))
+    with pytest.raises(CannotRotate, match=r"scaled by a parameter at planish\.rms_norm"):
+        rotate(axes, program, {residual: orthogonal(int(str(residual.size)))})
+
+
+@pytest.mark.parametrize("family", ["gemma2", "mixtral", "bert", "resnet", "convnext"])
+def test_families_whose_stream_does_not_rotate_say_where(family: str) -> None:
+    axes = find(fold_scales(captured(family)[1]))
+    residual = max(axes.all, key=lambda axis: len(axis.members) if axis.size != 1 else 0)
+    assert residual.limits("rotate")
+
+
+def test_axes_as_text() -> None:
+    program = captured("llama", 1)[1]
+    golden = Path(__file__).parent / "llama.txt"
+    assert text(find(program)) == golden.read_text()
