@@ -280,3 +280,17 @@ def test_a_module_of_one_s_own(tmp_path: Path, run: Run) -> None:
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     with pytest.raises(PlanishError, match="no such folder"):
         cli.main(["--debug", "convert", f"{tmp_path}/none", "-r", "fold", "-o", f"{tmp_path}/out"])
+
+
+def test_axes_are_listed_without_weights(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((model / "config.json").read_text())
+    told = run("axes", tmp_path)
+    assert told.code == 0, told.err
+    lines = told.out.splitlines()
+    assert lines[0].startswith("axis 0: 101  model.embed_tokens.weight[0]  fixed  (looked up at")
+    assert any("mlp.gate_proj.weight[0] and 2 more  permute, cut" in line for line in lines)
+    found = json.loads(run("axes", tmp_path, "--json").out)
+    assert found["not_understood"] == []
+    assert found["axes"][1]["cut"] is True
+    assert {"tensor": "model.norm.weight", "dim": 0} in found["axes"][1]["members"]
+    assert {site["kind"] for site in found["axes"][0]["sites"]} == {"looked up"}

@@ -336,6 +336,7 @@ _SIZE_QUERIES = frozenset(
         "aten.sym_numel.default",
         "aten.sym_stride.int",
         "aten.sym_storage_offset.default",
+        "aten.sym_is_contiguous.default",
     ]
 )
 

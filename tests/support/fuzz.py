@@ -62,7 +62,7 @@ def programs(seed: int, number: int, careful: float = 0.3) -> Iterator[tuple[int
 def isolated(made: RandomProgram) -> list[bool]:
     """Of which outputs the analysis proves that each row reads its own request."""
     flow = read_program(made.program)
-    given = {}
+    given = {value: Dependence() for value in flow.inputs}
     for value, spec in zip(flow.inputs, made.program.inputs, strict=True):
         if spec.batch_axis is not None:
             own = rows(spec.batch_axis, value.shape[spec.batch_axis])

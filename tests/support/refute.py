@@ -206,9 +206,10 @@ def refute(sample: Sample) -> Outcome:
         if all(isinstance(size, int) for size in sizes) and sizes != tuple(real.shape):
             outcome.wrong.append(f"says shape {sizes} of a result of shape {tuple(real.shape)}")
     for labelling in labellings([tuple(one.shape) for one in inputs]):
-        interpreter = Interpreter(
-            {flow.inputs[n]: Dependence(frozenset({one})) for n, one in labelling.items()}
-        )
+        given = {value: Dependence() for value in flow.inputs}
+        for n, one in labelling.items():
+            given[flow.inputs[n]] = Dependence(frozenset({one}))
+        interpreter = Interpreter(given)
         interpreter.run(flow)
         found = [interpreter.dependences[value] for value in node.outputs]
         outcome.labelled += 1

@@ -15,7 +15,6 @@ from planish.ir.program import Program
 from support.captured import captured
 from support.models import FAMILIES
 
-
 COMMON = {
     "llama",
     "qwen3",

@@ -60,6 +60,7 @@ CORE_WITHOUT_RULE = {
     "atan2.out": "writes its argument",
     "resize_.default": "writes its argument",
     "sym_numel.default": "the reader of graphs answers it",
+    "sym_is_contiguous.default": "the reader of graphs answers it",
     "sym_size.int": "the reader of graphs answers it",
     "sym_storage_offset.default": "the reader of graphs answers it",
     "sym_stride.int": "the reader of graphs answers it",
