@@ -322,8 +322,7 @@ def _operands(expression: Expression) -> list[Value]:
     inner: list[Expression] = []
     if isinstance(expression, Reads):
         inner = [operand.value for operand in expression.operands]
-    elif isinstance(expression, Concat) or hasattr(expression, "operands"):
-        inner = list(expression.operands)
-    elif hasattr(expression, "value"):
-        inner = [expression.value]
+    else:
+        one = getattr(expression, "value", None)
+        inner = [*getattr(expression, "operands", ()), *([one] if one is not None else [])]
     return [value for one in inner for value in _operands(one)]

@@ -75,7 +75,8 @@ def _identity(leaf: Leaf) -> Tensor:
 
 def _along(tensor: Tensor, dim: int, matrix: Tensor) -> Tensor:
     """`tensor` multiplied along one dimension, in float64."""
-    turned: Tensor = torch.tensordot(tensor.double(), matrix, dims=([dim], [1])).movedim(-1, dim)
+    dims: Any = ([dim], [1])
+    turned: Tensor = torch.tensordot(tensor.double(), matrix, dims=dims).movedim(-1, dim)
     return turned.to(tensor.dtype).contiguous()
 
 
@@ -105,7 +106,7 @@ def _takes(reader: fx.Node, norm: fx.Node) -> bool:
     weight: Any = reader.args[1] if len(reader.args) > 1 else None
     return (
         reader.target is aten.linear.default
-        and reader.args[0] is norm
+        and reader.args[:1] == (norm,)
         and isinstance(weight, fx.Node)
         and weight.op == "get_attr"
     )

