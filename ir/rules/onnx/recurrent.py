@@ -104,5 +104,6 @@ def causal_conv(call: OnnxCall) -> Result:
 RULES = (
     named(recurrent, "RNN GRU LSTM")
     | named(linear_attention, "LinearAttention")
+    | named(linear_attention, "LinearAttention", "com.microsoft")
     | named(causal_conv, "CausalConvWithState")
 )

@@ -34,6 +34,7 @@ NOT_COMPARED = {
         Compress ImageDecoder NonMaxSuppression NonZero StringNormalizer Unique
     """,
     "takes numbers, not tensors": "MelWeightMatrix",
+    "is compared in ONNX's own domain": "LinearAttention",
     "only passes on what it is given": "Optional SequenceConstruct SequenceErase SequenceInsert",
     "is in the models of sequences, with others": """
         ConcatFromSequence SequenceAt SplitToSequence
