@@ -32,6 +32,14 @@ class Call(ABC):
         """An argument: expressions for tensors, `Count`s for sizes, else the plain value."""
 
     @abstractmethod
+    def __contains__(self, name: str) -> bool:
+        """Whether the operator has an argument of this name, given or not."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An argument that only some of the operators that a rule serves have."""
+        return self[name] if name in self else default  # noqa: SIM401  (that calls this)
+
+    @abstractmethod
     def tensors(self) -> tuple[Expression, ...]:
         """All tensor operands; asks for every argument."""
 

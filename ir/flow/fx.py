@@ -130,6 +130,9 @@ class _FxCall(Call):
         self._given: dict[str, Any] = {**given, **node.kwargs}
         self._asked: set[str] = set()
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._arguments
+
     def __getitem__(self, name: str) -> Any:
         argument = self._arguments[name]
         self._asked.add(name)

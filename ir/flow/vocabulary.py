@@ -20,7 +20,7 @@ convolution is a reshape, a contraction and a reshape.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from planish.ir.flow.polynomial import Count, product
@@ -244,18 +244,6 @@ KINDS = {
     "scatter": "elements written where an index says",
 }
 """What `Reads` computes, for analyses of structure."""
-
-
-@dataclass
-class Labels:
-    """Fresh names for dimensions that are read whole, unique within one expression."""
-
-    count: int = field(default=0)
-
-    def __call__(self) -> str:
-        """A new name."""
-        self.count += 1
-        return f"whole{self.count}"
 
 
 def replace_at(shape: Shape, dim: int, size: Count) -> Shape:

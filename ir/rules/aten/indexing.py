@@ -20,6 +20,7 @@ from planish.ir.flow.vocabulary import (
     pointwise,
 )
 from planish.ir.rules.aten.movement import padded
+from planish.ir.rules.aten.table import named
 
 
 def progression(known: Known | None) -> Counting | None:
@@ -169,14 +170,11 @@ def scatter(call: Call) -> Expression:
 
 def _written(call: Call, name: str) -> list[Expression]:
     """What is written: by its name, since it may be the very tensor that is written to."""
-    for given in (name, "value"):
-        try:
-            source = call[given]
-        except KeyError:
-            continue
-        call.tensors()
-        return [source] if isinstance(source, Expression) else []
-    raise NotCovered("no argument that is written")
+    source = call.get(name, call.get("value"))
+    if source is None:
+        raise NotCovered("no argument that is written")
+    call.tensors()
+    return [source] if isinstance(source, Expression) else []
 
 
 def scattered(
@@ -329,32 +327,28 @@ def embedding_bag(call: Call) -> tuple[Expression, ...]:
     return (Reads(call.shape, (width, *listed), "gather"), *rest)
 
 
-def _names(rule: Rule, operators: str) -> dict[str, Rule]:
-    return {f"aten.{name}": rule for name in operators.split()}
-
-
 RULES: dict[str, Rule] = (
-    _names(index, "index.Tensor _unsafe_index.Tensor")
-    | _names(index_select, "index_select.default")
-    | _names(embedding, "embedding.default")
-    | _names(gather, "gather.default")
-    | _names(embedding_bag, "_embedding_bag.default _embedding_bag_forward_only.default")
-    | _names(
+    named(index, "index.Tensor _unsafe_index.Tensor")
+    | named(index_select, "index_select.default")
+    | named(embedding, "embedding.default")
+    | named(gather, "gather.default")
+    | named(embedding_bag, "_embedding_bag.default _embedding_bag_forward_only.default")
+    | named(
         scatter,
         """scatter.src scatter.value scatter.reduce scatter.value_reduce scatter_add.default
         scatter_reduce.two""",
     )
-    | _names(index_put, "index_put.default _unsafe_index_put.default")
-    | _names(
+    | named(index_put, "index_put.default _unsafe_index_put.default")
+    | named(
         index_add,
         "index_add.default index_copy.default index_fill.int_Scalar index_fill.int_Tensor",
     )
-    | _names(masked_scatter, "masked_scatter.default")
-    | _names(
+    | named(masked_scatter, "masked_scatter.default")
+    | named(
         data_sized,
         """nonzero.default masked_select.default unique_consecutive.default _unique2.default
         repeat_interleave.Tensor repeat_interleave.self_Tensor unique_dim.default
         nonzero_static.default""",
     )
-    | _names(host_read, "_local_scalar_dense.default item.default equal.default is_nonzero.default")
+    | named(host_read, "_local_scalar_dense.default item.default equal.default is_nonzero.default")
 )

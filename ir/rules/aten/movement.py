@@ -25,6 +25,7 @@ from planish.ir.flow.vocabulary import (
     repeated,
     replace_at,
 )
+from planish.ir.rules.aten.table import named
 
 
 def reshape(call: Call) -> Expression:
@@ -372,52 +373,48 @@ def meshgrid(call: Call) -> tuple[Expression, ...]:
     )
 
 
-def _names(rule: Rule, operators: str) -> dict[str, Rule]:
-    return {f"aten.{name}": rule for name in operators.split()}
-
-
 RULES: dict[str, Rule] = (
-    _names(
+    named(
         reshape,
         """view.default _unsafe_view.default reshape.default _reshape_copy.default
         view_copy.default flatten.using_ints unflatten.int squeeze.default squeeze.dim squeeze.dims
         squeeze_copy.dim squeeze_copy.dims unsqueeze.default unsqueeze_copy.default view_as.default
         ravel.default""",
     )
-    | _names(expand, "expand.default expand_as.default broadcast_to.default expand_copy.default")
-    | _names(permute, "permute.default permute_copy.default")
-    | _names(
+    | named(expand, "expand.default expand_as.default broadcast_to.default expand_copy.default")
+    | named(permute, "permute.default permute_copy.default")
+    | named(
         transpose,
         """transpose.int t.default mT.default numpy_T.default transpose_copy.int t_copy.default
         swapaxes.default swapdims.default adjoint.default""",
     )
-    | _names(movedim, "movedim.int movedim.intlist moveaxis.int moveaxis.intlist")
-    | _names(take_slice, "slice.Tensor slice_copy.Tensor")
-    | _names(select, "select.int select_copy.int")
-    | _names(narrow, "narrow.default narrow_copy.default")
-    | _names(
+    | named(movedim, "movedim.int movedim.intlist moveaxis.int moveaxis.intlist")
+    | named(take_slice, "slice.Tensor slice_copy.Tensor")
+    | named(select, "select.int select_copy.int")
+    | named(narrow, "narrow.default narrow_copy.default")
+    | named(
         split,
         """split.Tensor split.sizes split_with_sizes.default split_copy.Tensor
         split_with_sizes_copy.default chunk.default tensor_split.sections""",
     )
-    | _names(unbind, "unbind.int unbind_copy.int")
-    | _names(cat, "cat.default concat.default concatenate.default")
-    | _names(stack, "stack.default")
-    | _names(flip, "flip.default")
-    | _names(roll, "roll.default")
-    | _names(repeat, "repeat.default tile.default")
-    | _names(repeat_interleave, "repeat_interleave.self_int")
-    | _names(diagonal, "diagonal.default diagonal_copy.default")
-    | _names(as_strided, "as_strided.default as_strided_copy.default")
-    | _names(constant_pad, "constant_pad_nd.default pad.default")
-    | _names(mirror_pad(1), "reflection_pad1d.default replication_pad1d.default")
-    | _names(mirror_pad(2), "reflection_pad2d.default replication_pad2d.default")
-    | _names(mirror_pad(3), "reflection_pad3d.default replication_pad3d.default")
-    | _names(slice_scatter, "slice_scatter.default")
-    | _names(select_scatter, "select_scatter.default")
-    | _names(unfold, "unfold.default unfold_copy.default")
-    | _names(pixel_shuffle, "pixel_shuffle.default")
-    | _names(pixel_unshuffle, "pixel_unshuffle.default")
-    | _names(broadcast_tensors, "broadcast_tensors.default")
-    | _names(meshgrid, "meshgrid.default meshgrid.indexing")
+    | named(unbind, "unbind.int unbind_copy.int")
+    | named(cat, "cat.default concat.default concatenate.default")
+    | named(stack, "stack.default")
+    | named(flip, "flip.default")
+    | named(roll, "roll.default")
+    | named(repeat, "repeat.default tile.default")
+    | named(repeat_interleave, "repeat_interleave.self_int")
+    | named(diagonal, "diagonal.default diagonal_copy.default")
+    | named(as_strided, "as_strided.default as_strided_copy.default")
+    | named(constant_pad, "constant_pad_nd.default pad.default")
+    | named(mirror_pad(1), "reflection_pad1d.default replication_pad1d.default")
+    | named(mirror_pad(2), "reflection_pad2d.default replication_pad2d.default")
+    | named(mirror_pad(3), "reflection_pad3d.default replication_pad3d.default")
+    | named(slice_scatter, "slice_scatter.default")
+    | named(select_scatter, "select_scatter.default")
+    | named(unfold, "unfold.default unfold_copy.default")
+    | named(pixel_shuffle, "pixel_shuffle.default")
+    | named(pixel_unshuffle, "pixel_unshuffle.default")
+    | named(broadcast_tensors, "broadcast_tensors.default")
+    | named(meshgrid, "meshgrid.default meshgrid.indexing")
 )

@@ -152,26 +152,12 @@ RULES: dict[str, Rule] = _table()
 def _arithmetic(name: str) -> Learn:
     def learn(call: Call) -> Known | None:
         left, right = call["self"], call["other"]
-        rounding = name != "floordiv" or _rounds_down(call)
-        if not rounding or (name in ("add", "sub") and _alpha(call) != 1):
+        rounding = name != "floordiv" or call.get("rounding_mode", "floor") in ("floor", "trunc")
+        if not rounding or (name in ("add", "sub") and call.get("alpha", 1) != 1):
             return None
         return combined(name, _number(call, left), _number(call, right), call.shape)
 
     return learn
-
-
-def _alpha(call: Call) -> Any:
-    try:
-        return call["alpha"]
-    except KeyError:
-        return 1
-
-
-def _rounds_down(call: Call) -> bool:
-    try:
-        return call["rounding_mode"] in ("floor", "trunc")
-    except KeyError:
-        return True
 
 
 def _number(call: Call, operand: Any) -> Known | None:

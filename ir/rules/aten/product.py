@@ -22,6 +22,7 @@ from planish.ir.flow.vocabulary import (
     pointwise,
     reduction,
 )
+from planish.ir.rules.aten.table import named
 
 
 def linear(call: Call) -> Expression:
@@ -89,16 +90,9 @@ def convolution(call: Call) -> Expression:
     value, weight, bias = call["input"], call["weight"], call["bias"]
     transposed = "transpose" in call.operator
     for name in ("stride", "padding", "dilation", "output_padding"):
-        _optional(call, name)
-    transposed = transposed or bool(_optional(call, "transposed"))
+        call.get(name)
+    transposed = transposed or bool(call.get("transposed"))
     return convolved(value, weight, bias, call["groups"], call.shape, transposed)
-
-
-def _optional(call: Call, name: str) -> object:
-    try:
-        return call[name]
-    except KeyError:
-        return None
 
 
 def convolved(
@@ -145,7 +139,7 @@ def attention(call: Call) -> Result:
     query, key, value = call["query"], call["key"], call["value"]
     mask = None
     for name in ("attn_mask", "mask", "attn_bias"):
-        mask = mask if mask is not None else _optional(call, name)
+        mask = mask if mask is not None else call.get(name)
     for name in (
         "dropout_p",
         "is_causal",
@@ -155,7 +149,7 @@ def attention(call: Call) -> Result:
         "compute_log_sumexp",
         "return_debug_mask",
     ):
-        _optional(call, name)
+        call.get(name)
     shape = call.shape
     out = attended(query, key, value, mask if isinstance(mask, Expression) else None, shape)
     rest = [
@@ -400,26 +394,22 @@ def trace(call: Call) -> Expression:
     return reduction("sum", value, range(len(value.shape)))
 
 
-def _names(rule: Rule, operators: str) -> dict[str, Rule]:
-    return {f"aten.{name}": rule for name in operators.split()}
-
-
 RULES: dict[str, Rule] = (
-    _names(linear, "linear.default")
-    | _names(matmul, "mm.default bmm.default matmul.default _int_mm.default")
-    | _names(addmm, "addmm.default baddbmm.default")
-    | _names(dot, "dot.default vdot.default")
-    | _names(mv, "mv.default")
-    | _names(outer, "outer.default ger.default")
-    | _names(einsum, "einsum.default")
-    | _names(trace, "trace.default")
-    | _names(
+    named(linear, "linear.default")
+    | named(matmul, "mm.default bmm.default matmul.default _int_mm.default")
+    | named(addmm, "addmm.default baddbmm.default")
+    | named(dot, "dot.default vdot.default")
+    | named(mv, "mv.default")
+    | named(outer, "outer.default ger.default")
+    | named(einsum, "einsum.default")
+    | named(trace, "trace.default")
+    | named(
         convolution,
         """convolution.default conv1d.default conv2d.default conv3d.default conv1d.padding
         conv2d.padding conv3d.padding conv_transpose1d.default conv_transpose2d.input
         conv_transpose3d.input""",
     )
-    | _names(
+    | named(
         attention,
         """scaled_dot_product_attention.default
         _scaled_dot_product_flash_attention_for_cpu.default

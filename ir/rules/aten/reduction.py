@@ -18,6 +18,7 @@ from planish.ir.flow.vocabulary import (
     pointwise,
     reduction,
 )
+from planish.ir.rules.aten.table import named
 
 REDUCTIONS = {
     "sum": "sum.default sum.dim_IntList nansum.default",
@@ -47,17 +48,12 @@ ALONG = {
 
 def _dims(call: Call, rank: int) -> tuple[int, ...]:
     """The dimensions that a call names, all if it names none."""
-    for name in ("dim", "axis"):
-        try:
-            given = call[name]
-        except KeyError:
-            continue
-        if given == [] and call.operator in ("aten.any.dims", "aten.all.dims"):
-            return ()  # unlike the others, these then reduce nothing
-        if given == [] and call.operator == "aten.nansum.default":
-            raise NotCovered("no dimensions, of which torch's kernel and shapes disagree")
-        return call.dims(None if given == [] else given, rank)
-    return tuple(range(rank))
+    given = call.get("dim", call.get("axis"))
+    if given == [] and call.operator in ("aten.any.dims", "aten.all.dims"):
+        return ()  # unlike the others, these then reduce nothing
+    if given == [] and call.operator == "aten.nansum.default":
+        raise NotCovered("no dimensions, of which torch's kernel and shapes disagree")
+    return call.dims(None if given == [] else given, rank)
 
 
 def _reduce(kind: str) -> Rule:
@@ -76,10 +72,7 @@ def _along(kind: str) -> Rule:
     def rule(call: Call) -> Result:
         (value,) = call.tensors()
         rank = len(value.shape)
-        try:
-            dims = call.dims(call["dim"], rank)
-        except KeyError:
-            dims = (0,)  # msort sorts along the first dimension
+        dims = call.dims(call.get("dim", 0), rank)  # msort has none: it sorts along the first
         return tuple(along(kind, value, dims) for _ in call.outputs)
 
     return rule
@@ -103,18 +96,11 @@ def layer_norm(call: Call) -> Result:
     value = call["input"]
     rank, inner = len(value.shape), len(call["normalized_shape"])
     dims = range(rank - inner, rank)
-    parameters = [call[name] for name in ("weight", "bias") if _given(call, name)]
+    parameters = [call[name] for name in ("weight", "bias") if call.get(name) is not None]
     call["eps"]
     out = along("norm", value, dims, *parameters)
     statistics = reduction("statistic", value, dims, keep=True)
     return (out, *(statistics for _ in call.outputs[1:]))
-
-
-def _given(call: Call, name: str) -> bool:
-    try:
-        return call[name] is not None
-    except KeyError:
-        return False
 
 
 def batch_norm(call: Call) -> Result:
@@ -125,7 +111,7 @@ def batch_norm(call: Call) -> Result:
     value = call["input"]
     rank = len(value.shape)
     names = ("weight", "bias", "running_mean", "running_var")
-    given = {name: call[name] for name in names if _given(call, name)}
+    given = {name: call[name] for name in names if call.get(name) is not None}
     training = _training(call)
     parameters = [_channels(parameter, rank) for parameter in given.values()]
     dims = [dim for dim in range(rank) if dim != 1] if training else []
@@ -144,23 +130,11 @@ def batch_norm(call: Call) -> Result:
 
 
 def _training(call: Call) -> bool:
-    call_name = call.operator
-    if "no_training" in call_name:
-        call["momentum"], call["eps"]
-        return False
     for name in ("momentum", "eps", "cudnn_enabled"):
-        try:
-            call[name]
-        except KeyError:
-            continue
-    if "no_update" in call_name or "with_update" in call_name:
-        return True
-    for name in ("training", "train"):
-        try:
-            return bool(call[name])
-        except KeyError:
-            continue
-    return True
+        call.get(name)
+    if "no_training" in call.operator:
+        return False
+    return bool(call.get("training", call.get("train", True)))
 
 
 def _channels(parameter: Expression, rank: int) -> Expression:
@@ -243,15 +217,6 @@ def histogram(call: Call) -> Expression:
     return everything("statistic", call.shape, *call.tensors())
 
 
-def quantize_parameters(call: Call) -> tuple[Expression, ...]:
-    """Dynamic scales and zero points: one a tensor, or one a token (over the last dimension)."""
-    (value, *_) = call.tensors()
-    if "per_token" in call.operator:
-        last = len(value.shape) - 1
-        return tuple(reduction("statistic", value, (last,), keep=True) for _ in call.outputs)
-    return tuple(everything("statistic", output.shape, value) for output in call.outputs)
-
-
 def pool_whole(call: Call) -> Expression:
     """Adaptive pooling: each element reads a window, counted as all of the spatial dimensions."""
     value, *_ = call.tensors()
@@ -323,10 +288,6 @@ def renorm(call: Call) -> Expression:
     return along("norm", value, [dim for dim in range(rank) if dim != kept])
 
 
-def _each(rule: Rule, operators: str) -> dict[str, Rule]:
-    return {f"aten.{name}": rule for name in operators.split()}
-
-
 WINDOWS = {
     1: """max_pool1d.default avg_pool1d.default upsample_nearest1d.default upsample_linear1d.default
         upsample_nearest1d.vec upsample_linear1d.vec""",
@@ -344,29 +305,29 @@ RULES: dict[str, Rule] = (
     {f"aten.{name}": _reduce(kind) for kind, ops in REDUCTIONS.items() for name in ops.split()}
     | {f"aten.{name}": _along(kind) for kind, ops in ALONG.items() for name in ops.split()}
     | {f"aten.{name}": windows(n) for n, ops in WINDOWS.items() for name in ops.split()}
-    | _each(topk, "topk.default")
-    | _each(layer_norm, "layer_norm.default native_layer_norm.default")
-    | _each(
+    | named(topk, "topk.default")
+    | named(layer_norm, "layer_norm.default native_layer_norm.default")
+    | named(
         batch_norm,
         """batch_norm.default native_batch_norm.default
         _native_batch_norm_legit.no_stats _native_batch_norm_legit_functional.default
         _native_batch_norm_legit_no_training.default
         _batch_norm_with_update_functional.default _batch_norm_no_update.default""",
     )
-    | _each(instance_norm, "instance_norm.default")
-    | _each(group_norm, "group_norm.default native_group_norm.default")
-    | _each(rms_norm, "rms_norm.default _fused_rms_norm.default")
-    | _each(cdist, "cdist.default _cdist_forward.default")
-    | _each(histogram, "histc.default bincount.default pdist.default _pdist_forward.default")
-    | _each(
+    | named(instance_norm, "instance_norm.default")
+    | named(group_norm, "group_norm.default native_group_norm.default")
+    | named(rms_norm, "rms_norm.default _fused_rms_norm.default")
+    | named(cdist, "cdist.default _cdist_forward.default")
+    | named(histogram, "histc.default bincount.default pdist.default _pdist_forward.default")
+    | named(
         pool_whole,
         """adaptive_avg_pool1d.default adaptive_avg_pool2d.default
         _adaptive_avg_pool2d.default adaptive_avg_pool3d.default _adaptive_avg_pool3d.default""",
     )
-    | _each(windows(2), "adaptive_max_pool2d.default")
-    | _each(grid_sample, "grid_sampler.default grid_sampler_2d.default grid_sampler_3d.default")
-    | _each(glu, "glu.default")
-    | _each(columns, "im2col.default col2im.default")
-    | _each(fft, "_fft_r2c.default _fft_c2c.default _fft_c2r.default fft_rfft.default")
-    | _each(renorm, "renorm.default")
+    | named(windows(2), "adaptive_max_pool2d.default")
+    | named(grid_sample, "grid_sampler.default grid_sampler_2d.default grid_sampler_3d.default")
+    | named(glu, "glu.default")
+    | named(columns, "im2col.default col2im.default")
+    | named(fft, "_fft_r2c.default _fft_c2c.default _fft_c2r.default fft_rfft.default")
+    | named(renorm, "renorm.default")
 )

@@ -109,12 +109,4 @@ def rotated(
     return Reads(value.shape, tuple(operands), "window", frozenset({rank - 1}))
 
 
-def joined_row(value: Expression, *others: Expression) -> Expression:
-    """`value`, which also reads numbers of its own sample."""
-    rank = len(value.shape)
-    operands = [aligned(value, rank)]
-    operands += [Operand(one, (0, *(f"n{d}" for d in range(1, len(one.shape))))) for one in others]
-    return Reads(value.shape, tuple(operands), "contract")
-
-
 RULES = named(attention, "Attention") | named(rotary, "RotaryEmbedding")

@@ -82,6 +82,9 @@ class OnnxCall(Call):
         present = [place for place, one in enumerate(self._inputs) if one is not None]
         return present[-1] + 1 if present else 0
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._attributes
+
     def __getitem__(self, name: str) -> Any:
         self._asked.add(name)
         return self._attributes.get(name)
