@@ -1,7 +1,7 @@
-"""Random graphs over a symbolic batch B and length T, one node after another.
+"""Random ATen graphs over a symbolic batch B and length T, one node after another.
 
-Each node is made by one of the moves of `support.random_moves`. A move that does not fit the
-values at hand makes nothing, and another is tried.
+Each node is made by one of the moves of `support.random_moves` and its neighbours. A move that does
+not fit the values at hand makes nothing, and another is tried.
 """
 
 from __future__ import annotations
@@ -9,31 +9,38 @@ from __future__ import annotations
 import operator
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
-from planish.ir.program import IllFormed, Input, Program
+from planish.ir.program import IllFormed
 from planish.ir.shapes import infer_call, infer_read
 from planish.ir.sizes import Size, SymbolicShapes
+from support.fuzz import Spec
 
 aten = torch.ops.aten
 
-INPUTS: tuple[tuple[torch.dtype, tuple[Any, ...], int | None], ...] = (
-    (torch.float32, ("B", "T", 4), 0),
-    (torch.float32, ("B", "T", 4), 0),
-    (torch.float32, ("B", 4), 0),
-    (torch.float32, ("B", "T"), 0),
-    (torch.float32, ("T", "B", 4), 1),
-    (torch.float32, ("B", 4, "T"), 0),
-    (torch.float32, ("T", 4), None),
-    (torch.int64, ("B",), 0),
-    (torch.int64, ("B", "T"), 0),
-    (torch.bool, ("B", "T"), 0),
+INPUTS: tuple[tuple[type[np.generic], tuple[Any, ...], int | None], ...] = (
+    (np.float32, ("B", "T", 4), 0),
+    (np.float32, ("B", "T", 4), 0),
+    (np.float32, ("B", 4), 0),
+    (np.float32, ("B", "T"), 0),
+    (np.float32, ("T", "B", 4), 1),
+    (np.float32, ("B", 4, "T"), 0),
+    (np.float32, ("T", 4), None),
+    (np.int64, ("B",), 0),
+    (np.int64, ("B", "T"), 0),
+    (np.bool_, ("B", "T"), 0),
 )
-"""Dtype, shape and batch axis. Integers are 0 or 1, so that they are valid as any index."""
+"""Dtype, shape and batch axis."""
+
+DTYPES: dict[type[np.generic], torch.dtype] = {
+    np.float32: torch.float32,
+    np.int64: torch.int64,
+    np.bool_: torch.bool,
+}
 
 Move = Callable[["Builder", fx.Node], fx.Node]
 
@@ -42,40 +49,44 @@ class Misfit(Exception):
     """A move does not fit the values at hand."""
 
 
-@dataclass(frozen=True)
-class RandomProgram:
-    """A program each of whose outputs has the batch along a dimension: by node, which."""
-
-    program: Program
-    outputs: dict[fx.Node, int]
-
-
 def symbols() -> SymbolicShapes:
     """B and T, with examples that no other size takes."""
     return SymbolicShapes([Size("B", 11), Size("T", 13)])
 
 
 class Builder:
-    """Makes one graph."""
+    """Makes one graph.
 
-    def __init__(self, chance: random.Random, shapes: SymbolicShapes, careful: float) -> None:
+    Attributes:
+        careful: whether moves stay away from what mixes requests.
+        tensors: what `get_attr` nodes read.
+        graphs: those of control flow, by name.
+        written: by name of a buffer or input, what a run leaves in it.
+    """
+
+    def __init__(self, chance: random.Random, shapes: SymbolicShapes, careful: bool) -> None:
         self.chance = chance
         self.shapes = shapes
-        self.careful = chance.random() < careful
+        self.careful = careful
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
-        self.inputs: list[Input] = []
+        self.graphs: dict[str, fx.GraphModule] = {}
+        self.written: dict[str, fx.Node] = {}
+        self.inputs: list[Spec] = []
         self.values: list[fx.Node] = []
-        chosen = [INPUTS[0], INPUTS[7], *chance.choices(INPUTS[1:], k=chance.randint(1, 2))]
-        for number, (dtype, shape, axis) in enumerate(chosen):
-            node = self.graph.placeholder(f"x{number}")
-            node.meta["val"] = shapes.fake(dtype, shape)
-            self.inputs.append(Input(f"x{number}", dtype, shape, axis))
-            self.values.append(node)
-        self.sizes = {
-            "B": self.call(aten.sym_size.int, self.values[0], 0),
-            "T": self.call(aten.sym_size.int, self.values[0], 1),
-        }
+        self.sizes: dict[str, fx.Node] = {}
+
+    def input(self, spec: Spec) -> fx.Node:
+        """Add an input."""
+        self.inputs.append(spec)
+        return self.given(spec.name, self.shapes.fake(DTYPES[spec.dtype], spec.shape))
+
+    def given(self, name: str, meta: Tensor) -> fx.Node:
+        """Add a placeholder."""
+        node = self.graph.placeholder(name)
+        node.meta["val"] = meta
+        self.values.append(node)
+        return node
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Add a node.
@@ -110,19 +121,29 @@ class Builder:
 
     def size(self, text: str) -> Any:
         """A size as an argument: a number or a node."""
+        if text.isdigit():
+            return int(text)
         if text not in self.sizes:
-            if text.isdigit():
-                return int(text)
-            factors = text.split("*")
-            if len(factors) < 2:
-                raise Misfit(f"no node for {text}")
-            self.sizes[text] = self.call(
-                operator.mul, self.size("*".join(factors[:-1])), self.size(factors[-1])
-            )
+            self.sizes[text] = self._measured(text) or self._multiplied(text)
         return self.sizes[text]
+
+    def _measured(self, text: str) -> fx.Node | None:
+        for node in self.values:
+            if text in self.texts(node):
+                return self.call(aten.sym_size.int, node, self.texts(node).index(text))
+        return None
+
+    def _multiplied(self, text: str) -> fx.Node:
+        factors = text.split("*")
+        if len(factors) < 2 or " " in text:
+            raise Misfit(f"no node for {text}")
+        return self.call(operator.mul, self.size("*".join(factors[:-1])), self.size(factors[-1]))
 
     def product(self, texts: Iterable[str]) -> Any:
         """The product of sizes, as an argument."""
+        texts = list(texts)
+        if any(" " in text for text in texts):
+            raise Misfit("a sum of sizes")
         ordered = sorted((f for text in texts for f in text.split("*")), key=_order)
         number = 1
         for factor in ordered:
@@ -173,18 +194,21 @@ def is_float(node: fx.Node) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
-def build(
+def drawn(
     chance: random.Random, shapes: SymbolicShapes, moves: Sequence[Move], careful: float
-) -> RandomProgram:
-    """A program of 4 to 14 moves, each of whose results with the batch is an output.
+) -> tuple[Builder, dict[fx.Node, int]]:
+    """A graph of 4 to 14 moves: each of their results with the batch, and along which dimension.
 
     Raises:
         planish.ir.sizes.SpecializedSize: if an operator fixed a size; `shapes` is spoilt then.
     """
-    builder = Builder(chance, shapes, careful)
+    builder = Builder(chance, shapes, chance.random() < careful)
+    chosen = [INPUTS[0], INPUTS[7], *chance.choices(INPUTS[1:], k=chance.randint(1, 2))]
+    for number, (dtype, shape, axis) in enumerate(chosen):
+        builder.input(Spec(f"x{number}", dtype, shape, axis))
     wanted = chance.randint(4, 14)
     last = builder.values[0]
-    outputs: dict[fx.Node, int] = {}
+    results: dict[fx.Node, int] = {}
     for _ in range(3 * wanted):
         start = last if chance.random() < 0.75 else chance.choice(builder.values)
         if not is_float(start):
@@ -199,12 +223,9 @@ def build(
         last = made
         texts = builder.texts(made)
         if "B" in texts:
-            outputs[made] = texts.index("B")
+            results[made] = texts.index("B")
         wanted -= 1
         if not wanted:
             break
     shapes.check()
-    builder.graph.output(tuple(outputs))
-    names = tuple(f"y{number}" for number in range(len(outputs)))
-    inputs = tuple(builder.inputs)
-    return RandomProgram(Program(builder.graph, builder.tensors, inputs, names, shapes), outputs)
+    return builder, results

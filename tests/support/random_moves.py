@@ -4,27 +4,53 @@ from __future__ import annotations
 
 import math
 import operator
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx
 
-from support.random_graphs import Builder, Misfit, Move, aten
+from planish.ir.operators import schema
+from planish.ir.rules.aten import pointwise
+from support.random_graphs import Builder, Misfit, Move, aten, is_float
+from support.refute import target
 
-UNARY = (aten.relu, aten.sigmoid, aten.tanh, aten.abs, aten.neg, aten.square, aten.gelu, aten.sign)
-BINARY = (aten.add, aten.sub, aten.mul, aten.maximum, aten.minimum)
+UNARY = "relu sigmoid tanh abs neg square gelu sign"
+BINARY = "add.Tensor sub.Tensor mul.Tensor maximum minimum"
 REDUCTIONS = (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default)
 SCANS = (aten.cumsum.default, aten.cumprod.default, aten.softmax.int, aten.log_softmax.int)
 
 
+@cache
+def pointwise_of(operands: int) -> tuple[Any, ...]:
+    """The pointwise operators that need so many tensors, and nothing else."""
+    found = []
+    for name in sorted(set(pointwise.RULES) - RANDOM):
+        needed = [a for a in schema(target(name)).arguments if not a.has_default_value()]
+        if [str(a.type) for a in needed] == ["Tensor"] * operands:
+            found.append(target(name))
+    return tuple(found)
+
+
+RANDOM = {"aten.bernoulli.default", "aten.bernoulli.Tensor"}
+
+
 def unary(b: Builder, x: fx.Node) -> fx.Node:
-    return b.call(b.chance.choice(UNARY).default, x)
+    return _pointwise(b, UNARY, x)
 
 
 def binary(b: Builder, x: fx.Node) -> fx.Node:
-    packet = b.chance.choice(BINARY)
-    overload = packet.Tensor if hasattr(packet, "Tensor") else packet.default
-    return b.call(overload, x, b.like(x))
+    return _pointwise(b, BINARY, x, b.like(x))
+
+
+def _pointwise(b: Builder, usual: str, *operands: fx.Node) -> fx.Node:
+    """One of the usual operators or of the whole table, as floating-point numbers."""
+    if b.chance.random() < 0.6:
+        operator = target(f"aten.{b.chance.choice(usual.split())}")
+    else:
+        operator = b.chance.choice(pointwise_of(len(operands)))
+    made = b.call(operator, *operands)
+    return made if is_float(made) else b.call(aten.to.dtype, made, torch.float32)
 
 
 def scaled(b: Builder, x: fx.Node) -> fx.Node:

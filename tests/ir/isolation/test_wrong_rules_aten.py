@@ -26,7 +26,8 @@ from planish.ir.isolation.dependence import Dependence
 from planish.ir.isolation.interpret import Interpreter
 from planish.ir.rules.aten import RULES, indexing, movement, reduction
 from support import indexing_calls, movement_calls, product_calls, reduction_calls
-from support.fuzz import fuzz
+from support.fuzz import judged
+from support.random_programs import programs
 from support.refute import refute
 
 assert ops  # it declares planish's operators
@@ -199,7 +200,7 @@ def test_statistics_that_read_nothing_are_refuted(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("operator", ["cumsum.default", "flip.default", "sort.default"])
 def test_random_programs_refute_wrong_rules(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RULES, f"aten.{operator}", _alone)
-    assert fuzz(0, 60).wrong
+    assert judged(programs(0), 60).wrong
 
 
 @pytest.mark.slow
@@ -213,4 +214,4 @@ def test_random_programs_refute_views_in_any_order(monkeypatch: pytest.MonkeyPat
         return digits.moved(one, {dim: new.index(size) for dim, size in enumerate(old)})
 
     monkeypatch.setattr(digits, "reshaped", lenient)
-    assert fuzz(0, 60).wrong
+    assert judged(programs(0), 60).wrong
