@@ -9,6 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from planish.ir.errors import PlanishError
 from planish.ir.flow.fx import read_program
 from planish.ir.flow.graph import Flow
@@ -59,20 +61,24 @@ def analyse_program(program: Program, labels: Labels | None = None) -> Analysis:
     return analyse(lambda ties: read_program(program, ties), labels or labels_of(program))
 
 
-def analyse_onnx(path: Path, labels: Labels) -> Analysis:
-    """Whether requests in one batch stay apart in an ONNX file, whose weights are not loaded.
+def analyse_onnx(model: Path | onnx.ModelProto, labels: Labels) -> Analysis:
+    """Whether requests in one batch stay apart in an ONNX model.
+
+    Args:
+        model: the file, whose weights are not loaded, or what was read from it.
+        labels: which rows belong to whom.
 
     Raises:
         planish.ir.flow.lint.Malformed: if the file is no ONNX model.
     """
 
     def read(ties: Mapping[str, Count]) -> Flow:
-        flow = read_model(path)
+        flow = read_model(model)
         if not ties:
             return flow
         given = ((value.name, value.shape) for value in flow.inputs)
         return read_model(
-            path, {name: tuple(substitute(one, ties) for one in shape) for name, shape in given}
+            model, {name: tuple(substitute(one, ties) for one in shape) for name, shape in given}
         )
 
     return analyse(read, labels)
