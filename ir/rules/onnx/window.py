@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planish.ir.flow.call import NotCovered, Result
+from planish.ir.flow.lookup import lookup
 from planish.ir.flow.polynomial import Count, Polynomial
 from planish.ir.flow.vocabulary import (
     Expression,
@@ -18,7 +19,6 @@ from planish.ir.flow.vocabulary import (
     reduction,
     replace_at,
 )
-from planish.ir.rules.aten.indexing import lookup
 from planish.ir.rules.onnx.call import OnnxCall, OnnxRule, named, of_rank
 from planish.ir.rules.onnx.sizes import ceiled, floored, least, scaled
 
@@ -103,7 +103,11 @@ def max_unpool(call: OnnxCall) -> Expression:
 
 
 def resize(call: OnnxCall) -> Expression:
-    """`Resize` and `Upsample`: dimensions whose size does not change are read in place."""
+    """`Resize` and `Upsample`: dimensions whose size does not change are read in place.
+
+    Next to one that is interpolated they are not: ONNX Runtime interpolates several at once, and
+    a neighbour of weight 0 passes NaN and infinity on.
+    """
     for name in _RESIZE:
         call.ignore(name)
     value = call.input(0)
@@ -117,11 +121,18 @@ def resize(call: OnnxCall) -> Expression:
     operands = [Operand(value, tags)]
     if crops and call.given(1):
         operands.append(Operand(call.input(1), ("region",)))
-    return Reads(shape, tuple(operands), "window")
+    copies = not moved or call["mode"] in (None, "nearest")
+    beside = set() if copies else _beside(moved, rank)
+    return Reads(shape, tuple(operands), "window", frozenset(beside - moved))
+
+
+def _beside(moved: set[int], rank: int) -> set[int]:
+    """The dimensions that are interpolated together with these."""
+    together = {4: ({2, 3}, {1, 2}), 5: ({2, 3, 4},)}.get(rank, ())
+    return next((dims for dims in together if moved <= dims), set(range(rank)))
 
 
 _RESIZE = [
-    "mode",
     "cubic_coeff_a",
     "exclude_outside",
     "extrapolation_value",

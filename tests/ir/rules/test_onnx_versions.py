@@ -115,6 +115,25 @@ def test_pictures_chosen_by_number(which: np.ndarray, expected: str) -> None:
     assert verdict(proto) == expected
 
 
+@pytest.mark.parametrize(
+    ("mode", "dims", "dim", "expected"),
+    [
+        ("nearest", ["B", 3, 4], 2, "isolated"),
+        ("linear", ["B", 3, 4], 2, "value"),  # ONNX Runtime adds 0 times the next row
+        ("linear", ["B", 4], 1, "value"),
+        ("linear", PICTURE, 3, "isolated"),
+        ("linear", PICTURE, 1, "isolated"),
+        ("linear", ["B", 3, 2, 4, 4], 4, "isolated"),
+    ],
+)
+def test_interpolation(mode: str, dims: list[int | str], dim: int, expected: str) -> None:
+    scales = np.ones(len(dims), np.float32)
+    scales[dim] = 2
+    proto = model([node("Resize", "x - s", "y", mode=mode)], {"x": dims}, stored={"s": scales})
+
+    assert verdict(proto) == expected
+
+
 def test_pictures_chosen_by_data() -> None:
     call = node("RoiAlign", "x r b", "y", output_height=2, output_width=2)
     proto = model([call], {"x": ["B", 1, 4, 4], "r": ["B", 4], "b": ["B"]}, integers=["b"])
