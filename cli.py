@@ -251,10 +251,10 @@ def verify(artifact: Artifact, as_json: Json = False) -> None:
     Exits with 0 if the files are those that were written and the model is proven isolated, 1 if
     it leaks, 3 if it is unproven, 2 if a file is missing or was changed.
     """
-    from planish import audit_command
+    from planish import audit_text
     from planish.verification import verify as check
 
-    raise typer.Exit(audit_command.show_verification(check(artifact), as_json=as_json))
+    raise typer.Exit(audit_text.show_verification(check(artifact), as_json=as_json))
 
 
 @app.command(name="eval")

@@ -13,12 +13,12 @@ import numpy as np
 from planish.ir.errors import PlanishError
 from planish.ir.flow.polynomial import Count, Polynomial, substitute
 from planish.ir.isolation.verdict import Given
+from planish.lowering.artifact import model_file, sha256
 from planish.runtime.values import Array
 from planish.runtime.witness import (
     InputSpec,
     Run,
     Witness,
-    file_hash,
     random_input,
     replay,
     search,
@@ -63,7 +63,7 @@ def confirm(report: AuditReport, target: Path, folder: Path) -> AuditReport:
     run, dtypes = _runner(file)
     specs = _specs(report.inputs, dtypes, run)
     owner = report.owners.of_row
-    found = list(search(run, specs, report.output_axes, owner, model=file_hash(file)))
+    found = list(search(run, specs, report.output_axes, owner, model=sha256(file)))
     verdicts = {one.name: one.verdict for one in report.outputs}
     written: dict[str, str] = {}
     notes = []
@@ -147,11 +147,10 @@ def _safe(name: str) -> str:
 
 def _file(target: Path) -> Path:
     """The file that is run: of an artifact its ONNX model, else its program."""
-    for inner in ("onnx/model.onnx", "torch/program.json", "program.json"):
-        if (target / inner).is_file():
-            return target / inner
-    if target.is_file() and target.suffix != ".gguf":
-        return target
+    program = target / "program.json"
+    found = model_file(target) or (program if program.is_file() else target)
+    if found.is_file() and found.suffix != ".gguf":
+        return found
     raise CannotRun(
         f"{target} has no weights in a form that can be run here; convert it first, and confirm "
         "the audit of the result."

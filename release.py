@@ -17,7 +17,7 @@ from planish.ir.compare import compare
 from planish.ir.isolation.programs import analyse_onnx, explain, labels_of, require
 from planish.ir.program import Program
 from planish.lowering import artifact
-from planish.lowering.artifact import MANIFEST, MEASUREMENTS, Manifest
+from planish.lowering.artifact import MANIFEST, MEASUREMENTS, ONNX_MODEL, Manifest
 from planish.lowering.checkpoint import NotExpressible, write_checkpoint
 from planish.lowering.onnx.lower import lower
 from planish.lowering.onnx.target import CPU, STANDARD
@@ -27,7 +27,6 @@ from planish.report import write_report
 if TYPE_CHECKING:
     from planish.api import Result
 
-ONNX_MODEL = "onnx/model.onnx"
 SEVERITY = ("isolated", "unproven", "leaks")
 ONNX, TORCH, CHECKPOINT, RECIPE = "onnx", "torch", "checkpoint", "recipe.yaml"
 

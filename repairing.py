@@ -69,13 +69,13 @@ def fix(source: Path, output: Path, **labels: Any) -> Fixed:
     """
     if source.suffix != ".onnx" or not source.is_file():
         raise CannotRepair(f"{source}: only ONNX files are repaired; for a model use the API.")
-    load(source)  # the strict checks, before anything is believed
-    model, changes = repair(onnx.load(source))
+    model, changes = repair(load(source))
     if not changes:
         raise CannotRepair(
             f"{source} has no node that can be repaired here; planish audit {source} says what "
             "else would help."
         )
+    onnx.load_external_data_for_model(model, str(source.parent))
     staging = output.with_name(f".{output.name}.{os.getpid()}.onnx")
     try:
         large = model.ByteSize() > EXTERNAL_ABOVE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from planish.ir.isolation.programs import (
     analyse_onnx,
     analyse_program,
     explain,
+    graph_hash,
     rules_hash,
 )
 from planish.ir.isolation.verdict import Analysis
@@ -85,16 +85,18 @@ def _analysed(folder: Path, certificate: dict[str, Any]) -> Analysis:
     """The verdict on the file that is run, which has to be the one that was certified."""
     told = certificate.get("labels", {})
     labels = Labels(told.get("batch_axes", {}), shared=tuple(told.get("shared", ())))
-    onnx = folder / "onnx" / "model.onnx"
-    if onnx.is_file():
+    file = artifact.model_file(folder)
+    if file is None:
+        raise BadArtifact(f"{folder} holds no model that could be analysed.")
+    if file.suffix == ".onnx":
         proven = certificate.get("lowered", {}).get("sha256")
-        if proven is not None and proven != artifact.sha256(onnx):
-            raise BadArtifact(f"{onnx} is not the file that the certificate in planish.json names.")
-        return analyse_onnx(onnx, labels)
-    program = Program.load(folder / "torch")
+        if proven is not None and proven != artifact.sha256(file):
+            raise BadArtifact(f"{file} is not the file that the certificate in planish.json names.")
+        return analyse_onnx(file, labels)
+    program = Program.load(file.parent)
     proven = certificate.get("graph_sha256")
-    if proven is not None and proven != hashlib.sha256(program.text().encode()).hexdigest():
+    if proven is not None and proven != graph_hash(program):
         raise BadArtifact(
-            f"{folder / 'torch'} holds another graph than the certificate in planish.json names."
+            f"{file.parent} holds another graph than the certificate in planish.json names."
         )
     return analyse_program(program, labels)

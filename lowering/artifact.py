@@ -23,6 +23,8 @@ from planish.lowering.lock import hold
 MANIFEST = "planish.json"
 MEASUREMENTS = "measurements.json"
 REPORT = "report.html"
+ONNX_MODEL = "onnx/model.onnx"
+TORCH_PROGRAM = "torch/program.json"
 FORMAT = 1
 
 UNHASHED = frozenset({MANIFEST, MEASUREMENTS, REPORT})
@@ -80,6 +82,12 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return {"format": FORMAT, **asdict(self)}
+
+
+def model_file(folder: Path) -> Path | None:
+    """The file that an artifact runs: its ONNX model, else its program; None if it holds none."""
+    files = (folder / name for name in (ONNX_MODEL, TORCH_PROGRAM))
+    return next((file for file in files if file.is_file()), None)
 
 
 def sha256(path: Path) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from planish.report.audit_picture import draw
 from planish.report.audit_rules import Json, rule_of, short_operator
+from planish.report.html import template
 
 MOST_GROUPS = 6
 """So many groups of findings of a target are shown at once; the others open on demand."""
@@ -46,17 +45,10 @@ def render(reports: Sequence[Json], *, version: str = "", command: str = "") -> 
         version: Planish's.
         command: that made the reports.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
     targets = [_target(one, place) for place, one in enumerate(reports, 1)]
     for first in [one for one in targets if one["groups"]][:1]:
         first["legend"] = True  # how to read the pictures is said once
-    page: str = environment.get_template("audit.html.j2").render(
+    page: str = template("audit.html.j2").render(
         title=targets[0]["name"] if len(targets) == 1 else f"{len(targets)} targets",
         verdict=_worst(targets),
         tones=TONES,
@@ -93,6 +85,7 @@ def _target(report: Json, place: int) -> dict[str, Any]:
         "unknown": report.get("unknown_operators", ()),
         "assumptions": report.get("assumptions", ()),
         "numerics": report.get("numerics", ()),
+        "warnings": report.get("warnings", ()),
     }
 
 
@@ -102,6 +95,7 @@ def _groups(report: Json, place: int) -> Iterator[dict[str, Any]]:
     for finding in report.get("findings", ()):
         key = (
             *(finding[name] for name in ("kind", "operator", "why", "fix")),
+            str(finding.get("waived")),
             *finding["outputs"],
         )
         alike.setdefault(key, []).append(finding)
@@ -119,6 +113,7 @@ def _groups(report: Json, place: int) -> Iterator[dict[str, Any]]:
             "why": _sentence(first["why"]),
             "fix": _pieces(first["fix"]),
             "outputs": first["outputs"],
+            "waived": first.get("waived"),
             "witness": next((one["witness"] for one in members if one["witness"]), None),
             "picture": draw(first, f"way-{place}-{number}"),
             "members": [

@@ -117,7 +117,16 @@ def _invocation(
 
 def _summary(report: Json) -> dict[str, Any]:
     """What SARIF has no place for: verdicts of outputs, assumptions, what is not covered."""
-    kept = ("target", "verdict", "error", "outputs", "assumptions", "not_covered", "numerics")
+    kept = [
+        "target",
+        "verdict",
+        "error",
+        "outputs",
+        "assumptions",
+        "warnings",
+        "not_covered",
+        "numerics",
+    ]
     return {key: report[key] for key in kept if key in report}
 
 
@@ -154,9 +163,17 @@ def _results(report: Json, base: Path) -> Iterator[dict[str, Any]]:
         }
         if finding["path"]:
             result["codeFlows"] = [{"threadFlows": [{"locations": _steps(report, finding, base)}]}]
+        if finding.get("waived"):
+            result["suppressions"] = [_suppression(finding["waived"])]
         if finding["witness"]:
             result["properties"]["witness"] = PurePath(finding["witness"]).name
         yield result
+
+
+def _suppression(waived: Json) -> dict[str, str]:
+    """A waiver, which stands outside the model: `external` (SARIF 3.35.2)."""
+    until = f"{waived['reason']} (until {waived['expires']})"
+    return {"kind": "external", "status": "accepted", "justification": plain(until)}
 
 
 def message(finding: Json) -> str:

@@ -30,7 +30,7 @@ def render(manifest: Mapping[str, Any], measurements: Mapping[str, Any]) -> str:
     """The page. The same data give the same page."""
     evaluations = _several(measurements.get("evaluation"))
     benchmarks = [view.benchmark(found) for found in _several(measurements.get("bench"))]
-    page: str = _template().render(
+    page: str = template("report.html.j2").render(
         title=view.title_of(manifest),
         recipe=manifest["recipe"],
         tiles=view.tiles(manifest, evaluations, benchmarks),
@@ -67,7 +67,8 @@ def _several(found: Any) -> list[Any]:
     return found if isinstance(found, list) else [found] if found else []
 
 
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page's template: it escapes what is put in, and a name that is not there is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -75,4 +76,4 @@ def _template() -> Template:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)

@@ -9,7 +9,13 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from planish.lowering.artifact import MANIFEST, read_manifest
+from planish.lowering.artifact import (
+    MANIFEST,
+    ONNX_MODEL,
+    TORCH_PROGRAM,
+    model_file,
+    read_manifest,
+)
 from planish.runtime import generate
 from planish.runtime.backend import Backend, CannotOpen, Provider
 from planish.runtime.causal import (
@@ -29,13 +35,10 @@ from planish.runtime.values import Array, Value, as_array, checked
 Prompt = str | Sequence[int]
 """A text, or its tokens."""
 
-ONNX_MODEL = "onnx/model.onnx"
-TORCH_PROGRAM = "torch/program.json"
-
 
 def runnable(folder: Path) -> bool:
     """Whether a folder holds something that `Session.open` can run."""
-    return any((folder / file).is_file() for file in (ONNX_MODEL, TORCH_PROGRAM))
+    return model_file(folder) is not None
 
 
 class Session:
@@ -72,16 +75,16 @@ class Session:
             planish.lowering.artifact.BadArtifact: if its manifest is damaged.
         """
         folder = Path(folder)
+        file = model_file(folder)
         # Each backend imports a large library, of which only one is needed.
-        if (folder / ONNX_MODEL).is_file():
+        if file is not None and file.suffix == ".onnx":
             from planish.runtime.ort_backend import OnnxBackend  # noqa: PLC0415
 
-            return cls(folder, OnnxBackend(folder / ONNX_MODEL, provider, threads), threads)
-        if (folder / TORCH_PROGRAM).is_file():
+            return cls(folder, OnnxBackend(file, provider, threads), threads)
+        if file is not None:
             from planish.runtime.torch_backend import TorchBackend  # noqa: PLC0415
 
-            program = (folder / TORCH_PROGRAM).parent
-            return cls(folder, TorchBackend(program, provider, threads), threads)
+            return cls(folder, TorchBackend(file.parent, provider, threads), threads)
         missing = f"holds neither {ONNX_MODEL} nor {TORCH_PROGRAM}"
         raise CannotOpen(
             f"{folder} {missing if folder.is_dir() else 'is no folder'}, so there is nothing to "

@@ -6,7 +6,6 @@ of the proof: at fixed shapes, whatever the other requests are, a row keeps its 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -317,9 +316,3 @@ def _same(one: Array, other: Array) -> bool:
         return False
     floating = one.dtype.kind in "fc"
     return bool(np.array_equal(one, other, equal_nan=floating))
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a model's file, by which a witness names it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import planish
-from planish import auditing, cli
-from planish.auditing import BadSpec, BadTarget
+from planish import audit_targets, cli
+from planish.audit_spec import BadSpec
+from planish.audit_targets import BadTarget
 from planish.ir.capture.export import from_module
+from planish.ir.flow import lint
 from support.graphs import onnx_model
 
 
@@ -107,6 +109,19 @@ def test_a_spec_file_is_read_strictly(tmp_path: Path, text: str, message: str) -
         planish.audit("any.onnx", spec=tmp_path / "spec.yaml")
 
 
+def test_a_file_is_read_and_checked_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its batch is called otherwise than B, so that its flow is made twice."""
+    loaded: list[Path] = []
+
+    def counted(path: Path) -> onnx.ModelProto:
+        loaded.append(path)
+        return lint.load(path)
+
+    monkeypatch.setattr("planish.ir.flow.onnx.load", counted)
+    assert planish.audit(files / "good.onnx").verdict == "isolated"
+    assert loaded == [files / "good.onnx"]
+
+
 def test_what_cannot_be_audited_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadTarget, match="no such file or folder"):
         planish.audit(tmp_path / "not there.onnx")
@@ -135,6 +150,15 @@ def test_as_onnx_runtime_optimizes_it(files: Path, capsys: pytest.CaptureFixture
     assert "(optimized)" in capsys.readouterr().out.replace("\n", " ")
     with pytest.raises(BadTarget, match="only ONNX files"):
         planish.audit(nn.Linear(2, 2), optimized=True)
+
+
+def test_the_command_that_makes_a_report_again_says_optimized(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(files)
+    assert cli.main(["audit", "good.onnx", "--optimized", "--format", "sarif"]) == 0
+    (made,) = json.loads(capsys.readouterr().out)["runs"]
+    assert made["invocations"][0]["commandLine"] == "planish audit good.onnx --optimized"
 
 
 def test_many_targets(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,5 +200,5 @@ def test_wrong_usage_exits_with_2(
 
 
 def test_targets_come_once(files: Path) -> None:
-    found = list(auditing.targets([str(files), str(files / "good.onnx")]))
+    found = list(audit_targets.targets([str(files), str(files / "good.onnx")]))
     assert [path.name for path in found] == ["bad.onnx", "good.onnx"]

@@ -37,10 +37,27 @@ def read_model(
         Malformed: if the file is no ONNX model, or one that can be understood in several ways.
         TooLarge: if it unfolds into more nodes than can be read.
     """
-    if isinstance(model, onnx.ModelProto):
-        check(model)
-    else:
-        model = load(Path(model))
+    return read_checked(checked(model), shapes)
+
+
+def checked(model: str | Path | onnx.ModelProto) -> onnx.ModelProto:
+    """A model that has passed the strict checks: the file's, or the one given.
+
+    Raises:
+        Malformed: if the file is no ONNX model, or one that can be understood in several ways.
+    """
+    if not isinstance(model, onnx.ModelProto):
+        return load(Path(model))
+    check(model)
+    return model
+
+
+def read_checked(model: onnx.ModelProto, shapes: Mapping[str, Shape] | None = None) -> Flow:
+    """As `read_model`, of a model that has passed the checks; they cost as much as the reading.
+
+    Raises:
+        TooLarge: if it unfolds into more nodes than can be read.
+    """
     functions = {(plain_domain(one.domain), one.name, one.overload): one for one in model.functions}
     context = Context(functions)
     opsets = {plain_domain(one.domain): one.version for one in model.opset_import}

@@ -14,7 +14,7 @@ import onnx
 from planish.ir.errors import PlanishError
 from planish.ir.flow.fx import read_program
 from planish.ir.flow.graph import Flow
-from planish.ir.flow.onnx import read_model
+from planish.ir.flow.onnx import checked, read_checked
 from planish.ir.flow.polynomial import Count, substitute
 from planish.ir.isolation.labels import Labels
 from planish.ir.isolation.verdict import Analysis, Finding, analyse
@@ -71,17 +71,23 @@ def analyse_onnx(model: Path | onnx.ModelProto, labels: Labels) -> Analysis:
     Raises:
         planish.ir.flow.lint.Malformed: if the file is no ONNX model.
     """
+    sound = checked(model)
 
     def read(ties: Mapping[str, Count]) -> Flow:
-        flow = read_model(model)
+        flow = read_checked(sound)
         if not ties:
             return flow
         given = ((value.name, value.shape) for value in flow.inputs)
-        return read_model(
-            model, {name: tuple(substitute(one, ties) for one in shape) for name, shape in given}
+        return read_checked(
+            sound, {name: tuple(substitute(one, ties) for one in shape) for name, shape in given}
         )
 
     return analyse(read, labels)
+
+
+def graph_hash(program: Program) -> str:
+    """SHA-256 of a program's text, by which a certificate names the graph it speaks of."""
+    return hashlib.sha256(program.text().encode()).hexdigest()
 
 
 def explain(finding: Finding) -> str:
@@ -130,7 +136,7 @@ def certificate(program: Program, analysis: Analysis) -> dict[str, Any]:
         "assumptions": list(analysis.assumptions),
         "labels": {"batch_axes": dict(labels.batch_axes), "shared": list(labels.shared)},
         "not_covered": list(NOT_COVERED),
-        "graph_sha256": hashlib.sha256(program.text().encode()).hexdigest(),
+        "graph_sha256": graph_hash(program),
         "rules_sha256": rules_hash(),
     }
 

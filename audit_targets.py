@@ -1,0 +1,195 @@
+"""What can be audited, and how each kind of it is read."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from planish.ir.errors import PlanishError
+from planish.ir.flow.lint import load
+from planish.ir.isolation.labels import Labels
+from planish.ir.isolation.programs import analyse_onnx, analyse_program
+from planish.ir.isolation.verdict import Analysis, analyse
+from planish.ir.program import Program
+from planish.lowering.artifact import MANIFEST, model_file
+
+
+class BadTarget(PlanishError):
+    """What was to be audited is no model that can be read, or not with these arguments."""
+
+
+def targets(given: Sequence[str]) -> Iterator[Path]:
+    """The models that paths, folders of many, and globs name, each once, in order.
+
+    Raises:
+        BadTarget: for a path that is not there, or below which no model lies.
+    """
+    seen: set[Path] = set()
+    for one in given:
+        path = Path(one)
+        if path.is_dir() and not _is_model(path):
+            configs = (file for file in path.rglob("config.json") if _names_a_model(file))
+            found = sorted([*path.rglob("*.onnx"), *(file.parent for file in configs)])
+        elif path.exists():
+            found = [path]
+        else:
+            found = sorted(path for path in Path().glob(one)) if not path.is_absolute() else []
+        if not found:
+            raise BadTarget(
+                f"{one}: no ONNX file and no checkpoint is there; give a file, a folder or a glob."
+            )
+        for path in found:
+            if path not in seen:
+                seen.add(path)
+                yield path
+
+
+def _names_a_model(config: Path) -> bool:
+    """Whether a `config.json` is one of transformers; many libraries have files of that name."""
+    try:
+        return "model_type" in json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_model(folder: Path) -> bool:
+    names = ("config.json", MANIFEST, "program.json")
+    return any((folder / name).is_file() for name in names)
+
+
+def analysed(
+    target: Any, inputs: Any, labels: Labels, symbolic_batch: bool
+) -> tuple[str, Analysis]:
+    """The name of a target, and the verdict on it; see `planish.audit` for the arguments.
+
+    Raises:
+        BadTarget: if it cannot be read or exported.
+    """
+    if isinstance(target, Program):
+        declared = labels if labels != Labels() else None
+        return target.source.name, analyse_program(target, declared)
+    if isinstance(target, str | Path):
+        if inputs is not None:
+            raise BadTarget("inputs= is for an nn.Module; a file says what its inputs are.")
+        return str(target), _of_path(Path(target), labels)
+    return _of_torch(target, inputs, labels, symbolic_batch)
+
+
+def _of_path(path: Path, labels: Labels) -> Analysis:
+    if (path / MANIFEST).is_file():
+        file = model_file(path)
+        if file is None:
+            raise BadTarget(f"{path}: this artifact holds no model.")
+        return _of_path(file if file.suffix == ".onnx" else file.parent, labels)
+    if (path / "program.json").is_file():
+        return analyse_program(Program.load(path), labels)
+    if path.is_dir() or path.suffix == ".gguf":
+        from planish.ir.capture.meta import from_config  # noqa: PLC0415
+
+        return analyse_program(from_config(path), labels)
+    if not path.is_file():
+        raise BadTarget(f"{path}: there is no such file or folder.")
+    return analyse_onnx(path, labels)
+
+
+def optimized(target: Any, labels: Labels) -> Analysis:
+    """The verdict on what ONNX Runtime makes of a file when it loads it.
+
+    Raises:
+        BadTarget: if it is no ONNX file, or one that ONNX Runtime cannot load.
+    """
+    import onnxruntime  # noqa: PLC0415
+
+    path = Path(target) if isinstance(target, str | Path) else None
+    if path is not None and path.is_dir():
+        path = model_file(path)
+    if path is None or not path.is_file() or path.name == "program.json":
+        raise BadTarget(f"{target}: only ONNX files are optimized by ONNX Runtime.")
+    load(path)  # the strict checks, before anything else reads the file
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "optimized.onnx"
+        settings = onnxruntime.SessionOptions()
+        settings.optimized_model_filepath = str(made)
+        settings.log_severity_level = 4
+        try:
+            onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises many kinds
+            reason = str(error).strip().partition("\n")[0]
+            raise BadTarget(f"{path}: ONNX Runtime cannot load it: {reason}") from error
+        return analyse_onnx(made, labels)
+
+
+def _of_torch(
+    target: Any, inputs: Any, labels: Labels, symbolic_batch: bool
+) -> tuple[str, Analysis]:
+    import torch  # noqa: PLC0415
+
+    from planish.ir.flow.fx import read_exported  # noqa: PLC0415
+
+    name = type(target).__name__
+    if isinstance(target, torch.nn.Module):
+        if inputs is None:
+            raise BadTarget(f"{name} is an nn.Module: pass example tensors as inputs=.")
+        target = _exported(target, inputs, labels, symbolic_batch)
+    if not isinstance(target, torch.export.ExportedProgram):
+        raise BadTarget(
+            f"{name} is nothing that can be audited: give a path, an nn.Module with inputs=, an "
+            "ExportedProgram or a Program."
+        )
+    functional = target.run_decompositions({})
+    return name, analyse(lambda ties: read_exported(functional, ties), labels)
+
+
+def _exported(module: Any, inputs: Any, labels: Labels, symbolic_batch: bool) -> Any:
+    """An export in which the batch of each input has any size, where the model allows it."""
+    import torch  # noqa: PLC0415
+
+    given = inputs if isinstance(inputs, Mapping) else None
+    several = () if given is not None else (inputs,) if isinstance(inputs, torch.Tensor) else inputs
+
+    def prepared(name: str, value: Any) -> tuple[Any, Any]:
+        axis = labels.batch_axes.get(name, 0)
+        if not isinstance(value, torch.Tensor) or not value.dim() or name in labels.shared:
+            return value, None
+        if not symbolic_batch:
+            return value, None
+        if value.shape[axis] == 1:  # torch takes a size of 1 for a fixed one
+            value = torch.cat([value, value], axis)
+        return value, {axis % value.dim(): torch.export.Dim.AUTO}
+
+    names = _argument_names(module, len(several))
+    positional = [prepared(name, value) for name, value in zip(names, several, strict=False)]
+    named = {name: prepared(name, value) for name, value in (given or {}).items()}
+    dynamic: Any = tuple(sizes for _, sizes in positional)
+    if given is not None:
+        dynamic = {name: sizes for name, (_, sizes) in named.items()}
+    if names and names[0].startswith("*"):
+        dynamic = {names[0][1:]: dynamic}
+    try:
+        return torch.export.export(
+            module,
+            tuple(value for value, _ in positional),
+            {name: value for name, (value, _) in named.items()},
+            dynamic_shapes=dynamic,
+        )
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        raise BadTarget(
+            f"{type(module).__name__} cannot be exported by torch ({first}); audit an ONNX export "
+            "of it instead, or a part of it that exports."
+        ) from error
+
+
+def _argument_names(module: Any, count: int) -> list[str]:
+    """The names of `forward`'s first arguments; `*args` stands for all that follow."""
+    import inspect  # noqa: PLC0415
+
+    names: list[str] = []
+    for name, one in inspect.signature(module.forward).parameters.items():
+        if one.kind is one.VAR_POSITIONAL:
+            return [f"*{name}"] * count
+        names.append(name)
+    return names[:count]
