@@ -7,6 +7,7 @@ isolated has to stay as it was, bit by bit.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,27 @@ class Spec:
     dtype: type[np.generic]
     shape: tuple[Extent, ...]
     axis: int | None
+
+
+INPUTS: tuple[tuple[type[np.generic], tuple[Extent, ...], int | None], ...] = (
+    (np.float32, ("B", "T", 4), 0),
+    (np.float32, ("B", "T", 4), 0),
+    (np.float32, ("B", 4), 0),
+    (np.float32, ("B", "T"), 0),
+    (np.float32, ("T", "B", 4), 1),
+    (np.float32, ("B", 4, "T"), 0),
+    (np.float32, ("T", 4), None),
+    (np.int64, ("B",), 0),
+    (np.int64, ("B", "T"), 0),
+    (np.bool_, ("B", "T"), 0),
+)
+"""Dtype, shape and batch axis."""
+
+
+def some_inputs(chance: random.Random) -> list[Spec]:
+    """Three or four of them."""
+    chosen = [INPUTS[0], INPUTS[7], *chance.choices(INPUTS[1:], k=chance.randint(1, 2))]
+    return [Spec(f"x{number}", *one) for number, one in enumerate(chosen)]
 
 
 @dataclass(frozen=True)

@@ -18,23 +18,9 @@ from torch import Tensor, fx
 from planish.ir.program import IllFormed
 from planish.ir.shapes import infer_call, infer_read
 from planish.ir.sizes import Size, SymbolicShapes
-from support.fuzz import Spec
+from support.fuzz import Spec, some_inputs
 
 aten = torch.ops.aten
-
-INPUTS: tuple[tuple[type[np.generic], tuple[Any, ...], int | None], ...] = (
-    (np.float32, ("B", "T", 4), 0),
-    (np.float32, ("B", "T", 4), 0),
-    (np.float32, ("B", 4), 0),
-    (np.float32, ("B", "T"), 0),
-    (np.float32, ("T", "B", 4), 1),
-    (np.float32, ("B", 4, "T"), 0),
-    (np.float32, ("T", 4), None),
-    (np.int64, ("B",), 0),
-    (np.int64, ("B", "T"), 0),
-    (np.bool_, ("B", "T"), 0),
-)
-"""Dtype, shape and batch axis."""
 
 DTYPES: dict[type[np.generic], torch.dtype] = {
     np.float32: torch.float32,
@@ -203,9 +189,8 @@ def drawn(
         planish.ir.sizes.SpecializedSize: if an operator fixed a size; `shapes` is spoilt then.
     """
     builder = Builder(chance, shapes, chance.random() < careful)
-    chosen = [INPUTS[0], INPUTS[7], *chance.choices(INPUTS[1:], k=chance.randint(1, 2))]
-    for number, (dtype, shape, axis) in enumerate(chosen):
-        builder.input(Spec(f"x{number}", dtype, shape, axis))
+    for spec in some_inputs(chance):
+        builder.input(spec)
     wanted = chance.randint(4, 14)
     last = builder.values[0]
     results: dict[fx.Node, int] = {}
