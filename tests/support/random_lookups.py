@@ -53,6 +53,30 @@ def looked_up(b: Builder, x: fx.Node) -> fx.Node:
     return b.call(aten.index.Tensor, x, [*[None] * dim, ints])
 
 
+def sorted_and_back(b: Builder, x: fx.Node) -> fx.Node:
+    """Rows in the order of a key, something done to them, and each put where it was, or not."""
+    x = b.fit(x, lambda texts: len(texts) > 1 and texts[0] == "B")
+    key = x
+    for _ in b.texts(x)[1:]:
+        key = b.call(aten.select.int, key, -1, 0)
+    order = b.call(aten.argsort.default, key)
+    sorted_rows = b.call(aten.index.Tensor, x, [order])
+    way = b.chance.randrange(2 if b.careful else 5)
+    done = b.call(aten.tanh.default, sorted_rows)
+    if way == 2:
+        done = b.call(aten.cumsum.default, sorted_rows, 0)
+    elif way == 3:
+        done = b.call(aten.add.Tensor, sorted_rows, b.like(x))
+    elif way == 4:
+        order = b.call(aten.flip.default, order, [0])
+    if b.chance.random() < 0.5:
+        empty = b.call(aten.zeros_like.default, x)
+        return b.call(aten.index_put.default, empty, [order], done, b.chance.random() < 0.2)
+    if b.careful or b.chance.random() < 0.7:
+        order = b.call(aten.argsort.default, order)
+    return b.call(aten.index.Tensor, done, [order])
+
+
 def gathered(b: Builder, x: fx.Node) -> fx.Node:
     dim = b.dim(x)
     other = b.like(x)
@@ -144,6 +168,6 @@ def noise(b: Builder, x: fx.Node) -> fx.Node:
 
 
 LOOKUPS: list[Move] = [
-    in_order, in_order, pooled, looked_up, gathered, scattered, put, added, written, chosen,
-    masked, embedded, quantized, noise,
+    in_order, in_order, pooled, looked_up, sorted_and_back, gathered, scattered, put, added,
+    written, chosen, masked, embedded, quantized, noise,
 ]  # fmt: skip

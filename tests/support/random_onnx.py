@@ -245,7 +245,7 @@ def is_float(one: Held) -> bool:
 
 def entered(builder: Builder, specs: Sequence[Spec]) -> None:
     """Give a graph its inputs."""
-    symbols: dict[Any, Polynomial] = {"B": B, "T": T}
+    symbols = {"B": B, "T": T}
     for spec in specs:
-        dims = tuple(symbols.get(size, size) for size in spec.shape)
+        dims = tuple(symbols[one] if isinstance(one, str) else one for one in spec.shape)
         builder.values.append(Held(spec.name, dims, DTYPES[spec.dtype]))

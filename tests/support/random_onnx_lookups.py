@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from support.random_onnx import Builder, Held, Misfit, Move, has_batch
@@ -60,6 +62,35 @@ def _own_index(b: Builder, x: Held) -> Held:
     """0 or 1 for each element, by its sign."""
     truths = b.call("Greater", b.like(x), b.constant(0.0), dims=x.dims, dtype="bool")
     return b.call("Cast", truths, dims=x.dims, dtype="int", to=7)
+
+
+def sorted_and_back(b: Builder, x: Held) -> Held:
+    """Rows in the order of a key, something done to them, and each put where it was, or not."""
+    x = b.fit(x, lambda dims: len(dims) == 2 and has_batch(dims[0]))
+    key = b.call("Gather", x, b.constant(0, np.int64), dims=x.dims[:1], axis=1)
+    order = _order(b, key)
+    rows = b.call("Gather", x, order, dims=x.dims, axis=0)
+    way = b.chance.randrange(1 if b.careful else 4)
+    done = b.call("Tanh", rows, dims=x.dims)
+    if way == 1:
+        done = b.call("CumSum", rows, b.constant(0, np.int64), dims=x.dims)
+    elif way == 2:
+        done = b.call("Add", rows, b.like(x), dims=x.dims)
+    elif way == 3:
+        order = sliced(b, order, 0, -1, -END, -1, order.dims[0])
+    if b.chance.random() < 0.5:
+        column = Held(with_axes(b, "Unsqueeze", order, [1], ()).name, (*order.dims, 1), "int")
+        return b.call("ScatterND", b.like(x), column, done, dims=x.dims)
+    if b.careful or b.chance.random() < 0.7:
+        order = _order(b, b.call("Cast", order, dims=order.dims, to=1))
+    return b.call("Gather", done, order, dims=x.dims, axis=0)
+
+
+def _order(b: Builder, key: Held) -> Held:
+    """The places of the smallest key, of the next, and so on."""
+    more: dict[str, Any] = {"axis": 0, "largest": 0}
+    _, places = b.several("TopK", [key, b.size(key.dims[0])], [key.dims] * 2, "int", **more)
+    return places
 
 
 def gathered(b: Builder, x: Held) -> Held:
@@ -122,5 +153,6 @@ def how_many(b: Builder, x: Held) -> Held:
 
 
 LOOKUPS: list[Move] = [
-    in_order, in_order, looked_up, embedded, one_hot, gathered, scattered, put, picked, how_many,
+    in_order, in_order, looked_up, sorted_and_back, embedded, one_hot, gathered, scattered, put,
+    picked, how_many,
 ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper
@@ -86,7 +88,7 @@ def scan(b: Builder, x: Held) -> Held:
     given = inner.moved(inner.call("Mul", after, element, dims=rest), INNER, 1)
     body = inner.graph([state, element], [after, given])
     back = b.chance.randrange(x.rank) if not b.careful else 0
-    sides = {
+    sides: dict[str, Any] = {
         "scan_input_axes": [dim],
         "scan_output_axes": [back],
         "scan_input_directions": [b.chance.randrange(2)],
@@ -120,7 +122,7 @@ def function(b: Builder, x: Held) -> Held:
     b.functions.append(
         helper.make_function(OWN, name, names, [after.name], inner.nodes, imports, attributes)
     )
-    more = {"where": b.dim(x)} if attributes else {}
+    more: dict[str, Any] = {"where": b.dim(x)} if attributes else {}
     return b.call(name, x, b.like(x), dims=x.dims, domain=OWN, **more)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -48,12 +48,12 @@ class RandomModel:
     def __str__(self) -> str:
         return onnx.printer.to_text(self.model)
 
-    @cached_property
+    @property
     def results(self) -> tuple[Result, ...]:
         last = self.outputs[-1]
         return tuple(Result(one.name, one.dims.index(B), one is last) for one in self.outputs)
 
-    @cached_property
+    @property
     def operators(self) -> frozenset[str]:
         return frozenset(_operators(self.model.graph.node)) | {
             name for function in self.model.functions for name in _operators(function.node)
@@ -87,11 +87,13 @@ class RandomModel:
             {one.name: one.axis for one in self.results if one.axis is not None},
             tuple(spec.name for spec in self.inputs if spec.axis is None),
         )
-        found = {one.name: one.verdict for one in analyse_onnx(self.model, labels).outputs}
+        found: dict[str, Verdict] = {
+            one.name: one.verdict for one in analyse_onnx(self.model, labels).outputs
+        }
         return [found[one.name] for one in self.results]
 
     @cached_property
-    def _runner(self) -> Callable[[Mapping[str, Array]], list[Any]]:
+    def _runner(self) -> Callable[[dict[str, Any]], list[Any]]:
         return runner(self.model)
 
     def run(self, given: Sequence[Array]) -> list[Array]:

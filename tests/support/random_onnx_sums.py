@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from planish.ir.flow.polynomial import Count
 from support.random_onnx import Builder, Dims, Held, Misfit, Move, has_batch
 from support.random_onnx_lookups import counted
-from support.random_onnx_moves import with_axes
 
 REDUCTIONS = """
     ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare
@@ -49,7 +49,7 @@ def mixed_along(b: Builder, x: Held) -> Held:
 
 
 def running(b: Builder, x: Held) -> Held:
-    more = {name: b.chance.randrange(2) for name in ("exclusive", "reverse")}
+    more: dict[str, Any] = {name: b.chance.randrange(2) for name in ("exclusive", "reverse")}
     return b.call("CumSum", x, b.constant(b.dim(x), np.int64), dims=x.dims, **more)
 
 
@@ -125,7 +125,7 @@ def linear(b: Builder, x: Held) -> Held:
         made = b.call("MatMul", x, b.weight(last, 4), dims=dims)
         return b.call("BiasGelu", made, b.weight(4), dims=dims, domain=MICROSOFT)
     if way == 2:
-        more = {"domain": MICROSOFT, "transB": 1}
+        more: dict[str, Any] = {"domain": MICROSOFT, "transB": 1}
         return b.call("FusedMatMul", x, b.weight(4, last), dims=dims, **more)
     return b.call("MatMul", x, b.weight(last, 4), dims=dims)
 
@@ -165,7 +165,7 @@ def convolution(b: Builder, x: Held) -> Held:
     n = x.dims[1]
     assert isinstance(n, int)
     groups = b.chance.choice([1, n])
-    more = {"pads": [1, 1], "group": groups}
+    more: dict[str, Any] = {"pads": [1, 1], "group": groups}
     operator = b.chance.choice(["Conv", "ConvTranspose"])
     return b.call(operator, x, b.weight(n, n // groups, 3), dims=x.dims, **more)
 
@@ -270,11 +270,12 @@ def recurrent(b: Builder, x: Held) -> Held:
 def attention(b: Builder, x: Held) -> Held:
     x = b.fit(x, lambda dims: len(dims) == 3 and isinstance(dims[2], int) and dims[2] % 2 == 0)
     others = b.like(x), b.like(x)
+    more: dict[str, Any]
     if b.version >= 23 and b.chance.random() < 0.5:
         more = {"q_num_heads": 2, "kv_num_heads": 2, "is_causal": b.chance.randrange(2)}
         return b.call("Attention", x, *others, dims=x.dims, **more)
-    heads = {"num_heads": 2}
-    return b.call("MultiHeadAttention", x, *others, dims=x.dims, domain=MICROSOFT, **heads)
+    more = {"domain": MICROSOFT, "num_heads": 2}
+    return b.call("MultiHeadAttention", x, *others, dims=x.dims, **more)
 
 
 def fused(b: Builder, x: Held) -> Held:
@@ -288,7 +289,7 @@ def transposed_product(b: Builder, x: Held) -> Held:
     first = b.careful or b.chance.random() < 0.5
     *outer, rows, columns = x.dims
     dims = (*outer, rows, rows) if first else (*outer, columns, columns)
-    more = {"transB": 1} if first else {"transA": 1}
+    more: dict[str, Any] = {"transB": 1} if first else {"transA": 1}
     return b.call("FusedMatMul", x, b.like(x), dims=dims, domain=MICROSOFT, **more)
 
 
@@ -343,10 +344,8 @@ def sequences(b: Builder, x: Held) -> Held:
     parts = b.call("SplitToSequence", x, dims=(), dtype="sequence", axis=dim, keepdims=1)
     if b.careful or b.chance.random() < 0.5:
         return b.call("ConcatFromSequence", parts, dims=x.dims, axis=dim)
-    place: Count = 0 if dim == 0 else dim - 1
     last = b.constant(-1, np.int64)
-    one = b.call("SequenceAt", parts, last, dims=_without(x.dims, dim, keep=True))
-    return with_axes(b, "Unsqueeze", one, [int(place)], (*one.dims[:place], 1, *one.dims[place:]))
+    return b.call("SequenceAt", parts, last, dims=_without(x.dims, dim, keep=True))
 
 
 SUMS: list[Move] = [

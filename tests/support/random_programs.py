@@ -57,7 +57,7 @@ class RandomProgram:
     def inputs(self) -> Sequence[Spec]:
         return self.builder.inputs
 
-    @cached_property
+    @property
     def results(self) -> tuple[Result, ...]:
         last = list(self.outputs)[-1:]
         steps = [Result(one.name, axis, one in last) for one, axis in self.outputs.items()]
@@ -81,7 +81,9 @@ class RandomProgram:
             {node.name: axis for node, axis in self.outputs.items()},
             tuple(spec.name for spec in self.inputs if spec.axis is None),
         )
-        found = {one.name: one.verdict for one in self._analysis(labels).outputs}
+        found: dict[str, Verdict] = {
+            one.name: one.verdict for one in self._analysis(labels).outputs
+        }
         return [found[one.name] for one in self.results]
 
     def _analysis(self, labels: Labels) -> Analysis:
