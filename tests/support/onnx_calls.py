@@ -148,6 +148,17 @@ def standard() -> list[Case]:
     ]
 
 
+def alike() -> list[Case]:
+    """Calls in which sizes are alike, so that a rule shows that confuses them, or steps of time."""
+    return [
+        call("TopK", floats(3, 3), whole(3), stored=(1,), axis=0, outputs=2),
+        call("Transpose", floats(3, 3, 3), perm=[1, 2, 0]),
+        call("RNN", floats(3, 2, 4), floats(1, 3, 4), floats(1, 3, 3), hidden_size=3),
+        call("GRU", floats(3, 2, 4), floats(1, 9, 4), floats(1, 9, 3), hidden_size=3),
+        call("LSTM", floats(3, 2, 4), floats(1, 12, 4), floats(1, 12, 3), hidden_size=3),
+    ]
+
+
 def sequences() -> list[Case]:
     """Operators of sequences, which only make sense one after another."""
     node = helper.make_node

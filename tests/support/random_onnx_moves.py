@@ -98,6 +98,8 @@ def upper(b: Builder, x: Held) -> Held:
 
 
 def transpose(b: Builder, x: Held) -> Held:
+    if not x.dims:
+        raise Misfit("a number")
     order = list(range(x.rank))
     b.chance.shuffle(order)
     return b.call("Transpose", x, dims=tuple(x.dims[dim] for dim in order), perm=order)

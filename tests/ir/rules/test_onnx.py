@@ -51,7 +51,12 @@ NOT_COMPARED = {
 
 
 def made() -> list[Case]:
-    return [*onnx_calls.standard(), *onnx_calls.microsoft(), *onnx_calls.quantized()]
+    return [
+        *onnx_calls.standard(),
+        *onnx_calls.microsoft(),
+        *onnx_calls.quantized(),
+        *onnx_calls.alike(),
+    ]
 
 
 def tried(case: Case, seed: int, most: int) -> Report:
