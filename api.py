@@ -225,7 +225,8 @@ def optimize(
     if samples is not None:
         original = dataclasses.replace(original, samples=as_samples(samples, original))
     asked = policy != "off"
-    if policy == "enforce":
+    repaired = any(one.contract.isolation == "repaired" for one in chosen.passes)
+    if policy == "enforce" and not repaired:
         require(analyse_program(original), policy, "the model")  # before any work
     program, steps = apply(
         original, chosen.passes, names=name_of, isolation=asked, progress=progress

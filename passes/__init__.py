@@ -3,14 +3,16 @@
 from planish.passes.cast import Cast
 from planish.passes.contract import Pass
 from planish.passes.fuse_conv_bn import FuseConvBn
+from planish.passes.isolate import Isolate
 from planish.passes.quantize_weights import QuantizeWeights
 
-__all__ = ["PASSES", "Cast", "FuseConvBn", "QuantizeWeights", "name_of"]
+__all__ = ["PASSES", "Cast", "FuseConvBn", "Isolate", "QuantizeWeights", "name_of"]
 
 PASSES: dict[str, type[Pass]] = {
     "fuse_conv_bn": FuseConvBn,
     "quantize_weights": QuantizeWeights,
     "cast": Cast,
+    "isolate": Isolate,
 }
 """Every pass by the name that recipes and the command line use."""
 

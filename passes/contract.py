@@ -27,11 +27,11 @@ class Contract:
         numerics: `"exact"` passes give the same function over the reals, checked to rounding on
             the samples; `"lossy"` ones are measured, and the report says what they cost.
         isolation: `"kept"` passes let no request in a batch reach another that it could not reach
-            before.
+            before; `"repaired"` ones take away ways by which it could.
     """
 
     numerics: Literal["exact", "lossy"]
-    isolation: Literal["kept", "may break"]
+    isolation: Literal["kept", "repaired", "may break"]
 
 
 class Pass(ABC):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from planish.ir.capture.quantized import decompositions
 from planish.ir.operators import decomposes_implicitly, is_operator, schema
 from planish.ir.shapes import SYMBOLIC_FUNCTIONS
 
@@ -26,8 +27,9 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     """The exported program with functional operators only."""
     graph = exported.graph
     rewritten = [node for node in graph.nodes if node.target in _RULES]
-    if not all(map(_is_simple, graph.nodes)):
-        decomposed: ExportedProgram = exported.run_decompositions({})
+    quantized = decompositions(graph)
+    if quantized or not all(map(_is_simple, graph.nodes)):
+        decomposed: ExportedProgram = exported.run_decompositions(quantized)
         return decomposed
     for node in rewritten:
         with graph.inserting_before(node):

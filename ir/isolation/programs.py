@@ -16,6 +16,8 @@ from planish.ir.flow.fx import read_program
 from planish.ir.flow.graph import Flow
 from planish.ir.flow.onnx import checked, read_checked
 from planish.ir.flow.polynomial import Count, substitute
+from planish.ir.isolation.digits import Map
+from planish.ir.isolation.interpret import Interpreter
 from planish.ir.isolation.labels import Labels
 from planish.ir.isolation.verdict import Analysis, Finding, analyse
 from planish.ir.program import Program
@@ -59,6 +61,21 @@ def analyse_program(program: Program, labels: Labels | None = None) -> Analysis:
         labels: which rows belong to whom; by default what the program's inputs declare.
     """
     return analyse(lambda ties: read_program(program, ties), labels or labels_of(program))
+
+
+def requests_of(program: Program) -> dict[str, frozenset[Map]]:
+    """Whose each element of a program's values is, by node; of several results all together.
+
+    A value behind a leak is taken as if that had been repaired.
+    """
+    flow, labels = read_program(program), labels_of(program)
+    batch = labels.batch(flow.inputs)
+    found = Interpreter({value: labels.of_input(value, batch) for value in flow.inputs})
+    found.run(flow)
+    maps = {value.name: found.dependences[value].maps for value in flow.inputs}
+    for node in flow.nodes:
+        maps[node.name] = frozenset().union(*(found.dependences[one].maps for one in node.outputs))
+    return maps
 
 
 def analyse_onnx(model: Path | onnx.ModelProto, labels: Labels) -> Analysis:
