@@ -186,8 +186,7 @@ def _all(values: Sequence[Expression | None]) -> list[Expression]:
 def _first(value: Expression, settings: Mapping[str, Any], side: str, place: int) -> Expression:
     """What is scanned, its scanned dimension first and in order."""
     rank = len(value.shape)
-    axes = settings.get(f"scan_{side}_axes") or []
-    axis = axes[place] % rank if place < len(axes) else 0
+    axis = _axis(settings, side, place, rank)
     value = permuted(value, [axis, *(dim for dim in range(rank) if dim != axis)])
     return _reversed(value, settings, side, place)
 
@@ -195,10 +194,17 @@ def _first(value: Expression, settings: Mapping[str, Any], side: str, place: int
 def _back(value: Expression, settings: Mapping[str, Any], place: int) -> Expression:
     """What is stacked, its stacked dimension where it belongs."""
     rank = len(value.shape)
-    axes = settings.get("scan_output_axes") or []
-    axis = axes[place] % rank if place < len(axes) else 0
+    axis = _axis(settings, "output", place, rank)
     value = _reversed(value, settings, "output", place)
     return permuted(value, [*range(1, axis + 1), 0, *range(axis + 1, rank)])
+
+
+def _axis(settings: Mapping[str, Any], side: str, place: int, rank: int) -> int:
+    axes = settings.get(f"scan_{side}_axes") or []
+    axis: int = axes[place] if place < len(axes) else 0
+    if not -rank <= axis < rank:
+        raise NotCovered(f"axis {axis} of a tensor of {rank} dimensions")
+    return axis % rank
 
 
 def _reversed(value: Expression, settings: Mapping[str, Any], side: str, place: int) -> Expression:

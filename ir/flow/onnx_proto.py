@@ -171,7 +171,7 @@ def _dtype_of(schema: defs.OpSchema, kind: str, inputs: Sequence[Expression | No
     allowed = constraints.get(kind, [kind])
     if len(allowed) == 1 and allowed[0].startswith("tensor("):
         return allowed[0].removeprefix("tensor(").removesuffix(")").upper()
-    for place, one in enumerate(inputs):
+    for place, one in enumerate(inputs if schema.inputs else ()):
         formal = schema.inputs[min(place, len(schema.inputs) - 1)]
         if formal.type_str == kind and one is not None:
             dtype = getattr(one, "dtype", None)
