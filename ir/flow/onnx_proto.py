@@ -138,6 +138,8 @@ def newest(domain: str) -> int:
 
 def find_schema(domain: str, operator: str, version: int) -> defs.OpSchema | None:
     """The schema of an operator in an opset, None where there is none, or it is withdrawn."""
+    if version < 1:
+        return None
     try:
         schema = defs.get_schema(operator, version, domain)
     except defs.SchemaError:
