@@ -17,7 +17,14 @@ from planish.ir.flow import higher_order
 from planish.ir.flow.call import Call, NotCovered, apply
 from planish.ir.flow.graph import Flow, Node, State
 from planish.ir.flow.known import Known, Numbers, numbers, of
-from planish.ir.flow.polynomial import Count, Polynomial, floor_quotient, product, row_strides
+from planish.ir.flow.polynomial import (
+    Count,
+    Polynomial,
+    data_decides,
+    floor_quotient,
+    product,
+    row_strides,
+)
 from planish.ir.flow.vocabulary import Expression, Fill, Opaque, Shape, Value, everything
 from planish.ir.operators import HigherOrderOperator, is_operator, schema
 from planish.ir.program import Program
@@ -299,7 +306,7 @@ class _Reader:
         """A size is shared by all requests, unless data decided it."""
         source = self.values[node.args[0]]  # type: ignore[index]
         size = self.resolve(node)
-        if isinstance(size, Polynomial) and any(map(_decided_by_data, size.symbols)):
+        if isinstance(size, Polynomial) and data_decides(size):
             return everything("statistic", (), source)
         return Fill(output.shape)
 
@@ -349,15 +356,6 @@ _ASSERTIONS = ("aten._assert_async", "aten._assert_scalar", "aten._functional_as
 
 _SILENT = ("aten._assert_tensor_metadata", "aten.sym_constrain_range", *_ASSERTIONS)
 """Those, and checks of what is known when a graph is made."""
-
-
-def _decided_by_data(symbol: str) -> bool:
-    """Whether torch made this symbol for a size that it could not know: `u0`."""
-    return any(part[:1] == "u" and part[1:].isdigit() for part in _words(symbol))
-
-
-def _words(text: str) -> list[str]:
-    return "".join(c if c.isalnum() or c == "_" else " " for c in text).split()
 
 
 def _is_of(known: Known, output: Value) -> bool:

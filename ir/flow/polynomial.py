@@ -18,6 +18,7 @@ Count: TypeAlias = Union[int, "Polynomial"]
 
 
 _DATA = re.compile(r"u\d+")
+"""How sizes are named that data decide."""
 
 
 class Polynomial:
@@ -140,6 +141,13 @@ def floor_quotient(dividend: Count, divisor: Count) -> Count | None:
 def divides(divisor: Count, dividend: Count) -> bool:
     """Whether `divisor` divides `dividend` for every value of the symbols."""
     return quotient(dividend, divisor) is not None
+
+
+def data_decides(count: Count) -> bool:
+    """Whether data decide a size, or a part of it: `u0`, `u0 + 1`, `FloorDiv(u0, 2)`."""
+    return isinstance(count, Polynomial) and any(
+        _DATA.fullmatch(word) for name in count.symbols for word in re.findall(r"\w+", name)
+    )
 
 
 def at_least(count: Count, bound: int) -> bool:

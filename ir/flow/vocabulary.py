@@ -27,6 +27,7 @@ from planish.ir.flow.polynomial import Count, product
 
 if TYPE_CHECKING:
     from planish.ir.flow.graph import Flow
+    from planish.ir.flow.laws import Law
 
 Shape = tuple[Count, ...]
 
@@ -78,12 +79,14 @@ class Reads(Expression):
         operands: an operand's dimension of size 1 may lie along a larger one (broadcasting).
         kind: what is computed (`KINDS`), for analyses of structure; isolation does not ask.
         mixed: the dimensions of the result whose elements read each other, as in a softmax.
+        law: what is computed exactly, where a proof needs it.
     """
 
     shape: Shape
     operands: tuple[Operand, ...]
     kind: str = "nonlinear"
     mixed: frozenset[int] = frozenset()
+    law: Law | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,12 +168,14 @@ class Opaque(Expression):
         why: for people.
         kind: `"unknown"` where nothing is claimed (no rule), else the kind of the finding:
             `"value"`, `"control"`, `"state"` or `"shape"` (the result's size depends on data).
+        law: what is computed exactly, where a proof needs it.
     """
 
     shape: Shape
     operands: tuple[Expression, ...]
     why: str
     kind: str = "unknown"
+    law: Law | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,6 +230,7 @@ KINDS = {
     "add": "a sum of operands",
     "shift": "a constant added",
     "hadamard": "a product of operands",
+    "ratio": "the first operand divided by the second, or by a number",
     "homogeneous": "f(a x) = a f(x) for a > 0, such as relu",
     "square": "a power of each element",
     "nonlinear": "any function of each element",
@@ -272,18 +278,34 @@ def aligned(value: Expression, rank: int) -> Operand:
     return Operand(value, tuple(range(first, rank)))
 
 
-def pointwise(kind: str, *values: Expression, shape: Shape | None = None) -> Reads:
+def pointwise(
+    kind: str, *values: Expression, shape: Shape | None = None, law: Law | None = None
+) -> Reads:
     """Each element reads the elements at its place, with broadcasting."""
     if shape is None:
         shape = broadcast([value.shape for value in values])
-    return Reads(shape, tuple(aligned(value, len(shape)) for value in values), kind)
+    operands = tuple(aligned(value, len(shape)) for value in values)
+    return Reads(shape, operands, kind, law=law)
 
 
-def along(kind: str, value: Expression, dims: Sequence[int], *others: Expression) -> Reads:
+def along(
+    kind: str,
+    value: Expression,
+    dims: Sequence[int],
+    *others: Expression,
+    law: Law | None = None,
+) -> Reads:
     """Each element reads whole `dims` of `value`, and of `others` what lies at its place."""
     rank = len(value.shape)
     operands = (aligned(value, rank), *(aligned(other, rank) for other in others))
-    return Reads(value.shape, operands, kind, frozenset(dims))
+    return Reads(value.shape, operands, kind, frozenset(dims), law)
+
+
+def affine(value: Expression, weight: Expression | None, bias: Expression | None) -> Expression:
+    """`value * weight + bias`, of which any may be missing, with broadcasting to `value`."""
+    if weight is not None:
+        value = pointwise("hadamard", value, weight, shape=value.shape)
+    return pointwise("add", value, bias, shape=value.shape) if bias is not None else value
 
 
 def reduction(kind: str, value: Expression, dims: Sequence[int], keep: bool = False) -> Reads:

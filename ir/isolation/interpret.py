@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -110,7 +111,9 @@ class Interpreter:
 
     def decided(self, predicate: Dependence, what: str) -> Dependence:
         """What follows from a number or a truth value that decides for all requests."""
-        causes = set(predicate.causes)
+        causes = {
+            replace(one, kind="control") if one.kind == "value" else one for one in predicate.causes
+        }
         if predicate.maps:
             causes.add(self.cause("control", f"one request decides {what}"))
         return Dependence(frozenset(), frozenset(causes))

@@ -85,7 +85,8 @@ class Paths:
         found = self._found.get(value)
         if found is None:
             return False
-        return cause in found.causes or any(not _in_order(one) for one in found.maps)
+        same = any(one.node == cause.node for one in found.causes)
+        return same or any(not _in_order(one) for one in found.maps)
 
     def _search(
         self, value: Value, done: Callable[[Node], bool], follow: Callable[[Value], bool]

@@ -9,11 +9,13 @@ from typing import Literal
 from planish.ir.flow.graph import Flow
 from planish.ir.flow.polynomial import Count, quotient
 from planish.ir.flow.vocabulary import Shape, Value
+from planish.ir.isolation.arranged import put_back
 from planish.ir.isolation.dependence import Cause, Dependence, Kind
 from planish.ir.isolation.digits import Digit, Map, make
 from planish.ir.isolation.fixes import fix_for
 from planish.ir.isolation.interpret import Interpreter
 from planish.ir.isolation.labels import Labels
+from planish.ir.isolation.parts import resolve
 from planish.ir.isolation.paths import Paths, Place
 
 Verdict = Literal["isolated", "leaks", "unproven"]
@@ -108,6 +110,8 @@ def analyse(read: Read, labels: Labels) -> Analysis:
     if any(str(size) != name for name, size in ties.items()):
         flow = read(ties)
     batch = labels.batch(flow.inputs)
+    number = len(flow.nodes)
+    flow, assumed = put_back(resolve(flow))
     interpreter = Interpreter({value: labels.of_input(value, batch) for value in flow.inputs})
     interpreter.run(flow)
     judged = list(_judged(flow, labels, interpreter.dependences))
@@ -118,8 +122,8 @@ def analyse(read: Read, labels: Labels) -> Analysis:
         tuple(OutputVerdict(one.name, one.verdict, one.requests) for one in judged),
         findings,
         flow.unknown_operators,
-        labels.assumptions(flow, batch, ties),
-        len(flow.nodes),
+        (*labels.assumptions(flow, batch, ties), *sorted(assumed)),
+        number,
         tuple(
             Given(
                 one.name,

@@ -97,6 +97,8 @@ CALLS: dict[str, list[Call]] = {
     "index_fill.int_Tensor": [(f(3, 4), 0, i(3, 2), f()), (f(3, 3), 1, i(3, 3), f())],
     "masked_scatter.default": [(f(3, 3), b(3, 3), f(3, 3)), (f(3, 3), b(3), f(3, 3))],
     "nonzero.default": [(f(3, 4),)],
+    "where.default": [(f(3, 4),)],
+    "one_hot.default": [(torch.tensor([[0, 2], [1, 1], [2, 0]]), 3)],
     "nonzero_static.default": [],
     "masked_select.default": [(f(3, 4), b(3, 4)), (f(3, 4), b(4))],
     "unique_consecutive.default": [(i(3, 4, 2),)],

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from planish.ir.flow.call import Call, NotCovered, Rule
-from planish.ir.flow.known import Counting, Known, Numbers
-from planish.ir.flow.polynomial import Count, at_least
+from planish.ir.flow.known import Known
+from planish.ir.flow.laws import Arrangement, ByPlace, Picked, Places, Written
+from planish.ir.flow.lookup import indexed, lookup, progression
+from planish.ir.flow.polynomial import Count
 from planish.ir.flow.vocabulary import (
     Expression,
     Opaque,
     Operand,
     Reads,
-    Shape,
     Slice,
     Tag,
     aligned,
@@ -23,91 +22,21 @@ from planish.ir.rules.aten.movement import padded
 from planish.ir.rules.aten.table import named
 
 
-def progression(known: Known | None) -> Counting | None:
-    """An index as counting: numbers in arithmetic progression along one dimension are that too."""
-    if isinstance(known, Counting):
-        return known
-    if not isinstance(known, Numbers) or any(isinstance(x, bool) for x in known.array.flat):
-        return None
-    if known.array.size == 1:
-        return Counting(known.array.flat[0], (0,) * known.array.ndim)
-    lengths = [size for size in known.array.shape if size != 1]
-    if len(lengths) != 1:
-        return None
-    flat = list(known.array.flat)
-    step = flat[1] - flat[0]
-    if any(after - before != step for before, after in pairwise(flat)):
-        return None
-    steps = tuple(step if size != 1 else 0 for size in known.array.shape)
-    return Counting(flat[0], steps)
-
-
-def lookup(
-    value: Expression, dim: int, known: Known | None, places: tuple[Tag, ...], index_shape: Shape
-) -> tuple[Expression, Tag]:
-    """How `value` is read along `dim` by an index: what of it, and along which dimension.
-
-    Args:
-        value: what is looked up.
-        dim: of `value`.
-        known: what is known of the index.
-        places: the dimension of the result that each dimension of the index lies along.
-        index_shape: of the index.
-
-    Returns:
-        `value`, cut to what the index reaches in order, with the dimension of the result it then
-        lies along; or as it was, with a name that says that it is read whole.
-    """
-    counting = progression(known)
-    whole = (value, f"looked up {dim}")
-    if counting is None:
-        return whole
-    size = value.shape[dim]
-    moving = [k for k, step in enumerate(counting.steps) if step != 0 and index_shape[k] != 1]
-    base = counting.base
-    if isinstance(base, int) and base < 0:
-        if moving:
-            return whole  # indices that wrap around
-        base = size + base
-    if not moving:
-        start = base if at_least(base, 0) else None
-        return Slice(value, dim, start, 1, 1), f"picked {dim}"
-    step = counting.steps[moving[0]]
-    if len(moving) > 1 or not isinstance(step, int):
-        return whole
-    last = base + step * (index_shape[moving[0]] - 1)
-    if not (at_least(base, 0) and at_least(last, 0)):
-        return whole  # some of them may wrap around
-    return Slice(value, dim, base, step, index_shape[moving[0]]), places[moving[0]]
-
-
 def index(call: Call) -> Expression:
     """`index(x, indices)`: NumPy's indexing by arrays."""
     value: Expression = call["self"]
     indices = list(call["indices"])
-    if any(_is_mask(one) for one in indices if one is not None):
-        return Opaque(call.shape, call.tensors(), "a mask picks as many as are true", "shape")
-    given = [dim for dim, one in enumerate(indices) if one is not None]
-    if not given:
+    masks = [(dim, one) for dim, one in enumerate(indices) if one is not None and _is_mask(one)]
+    if masks:
+        law = None
+        if sum(one is not None for one in indices) == 1:
+            ((dim, mask),) = masks
+            law = Picked(Arrangement(mask.shape, mask), value, dim)
+        why = "a mask picks as many as are true"
+        return Opaque(call.shape, call.tensors(), why, "shape", law)
+    if all(one is None for one in indices):
         return pointwise("copy", value)
-    joint = max(len(indices[dim].shape) for dim in given)
-    together = given == list(range(given[0], given[-1] + 1))
-    first = given[0] if together else 0
-    looked: list[Expression] = []
-    tags: list[Tag] = []
-    free = iter([n for n in range(len(call.shape)) if not first <= n < first + joint])
-    operands: list[Operand] = []
-    for dim in range(len(value.shape)):
-        if dim not in given:
-            tags.append(next(free))
-            continue
-        one = indices[dim]
-        places = tuple(range(first + joint - len(one.shape), first + joint))
-        value, tag = lookup(value, dim, call.known(one), places, one.shape)
-        tags.append(tag)
-        looked.append(one)
-        operands.append(Operand(one, places))
-    return Reads(call.shape, (Operand(value, tuple(tags)), *operands), "gather")
+    return indexed(value, tuple(indices), call.known, call.shape)
 
 
 def _is_mask(value: Expression) -> bool:
@@ -119,6 +48,8 @@ def index_select(call: Call) -> Expression:
     value, one = call["self"], call["index"]
     rank = len(value.shape)
     dim = call.dim(call["dim"], rank)
+    if rank and len(one.shape) == 1:
+        return indexed(value, (*(None,) * dim, one), call.known, call.shape)
     places = (dim,) if one.shape else ()
     value, tag = lookup(value, dim, call.known(one), places, one.shape)
     tags = tuple(tag if place == dim else place for place in range(rank))
@@ -219,12 +150,12 @@ def _placed(part: Expression, dim: int, begin: Count, size: Count, whole: Count)
 def index_put(call: Call) -> Expression:
     """`index_put(x, indices, values, accumulate)`."""
     value, indices, source = call["self"], list(call["indices"]), call["values"]
-    call["accumulate"]
+    law = Written(value, tuple(indices), source, bool(call["accumulate"]))
     rank = len(value.shape)
     given = [dim for dim, one in enumerate(indices) if one is not None]
     masks = [indices[dim] for dim in given if _is_mask(indices[dim])]
     if masks:
-        return _masked(value, indices, source, masks)
+        return _masked(value, indices, source, masks, law)
     if not given:
         return pointwise("scatter", value, source, shape=value.shape)
     joint = max(len(indices[dim].shape) for dim in given)
@@ -244,7 +175,7 @@ def index_put(call: Call) -> Expression:
         shape = indices[dim].shape
         places = [tags[len(lead) + joint - len(shape) + n] for n in range(len(shape))]
         operands.append(Operand(indices[dim], tuple(places)))
-    return Reads(value.shape, tuple(operands), "scatter")
+    return Reads(value.shape, tuple(operands), "scatter", law=law)
 
 
 def _in_order(
@@ -274,6 +205,7 @@ def _masked(
     indices: list[Expression | None],
     source: Expression,
     masks: list[Expression],
+    law: Written,
 ) -> Expression:
     """Writing where a mask is true: one number is a selection, a list is dealt out in order."""
     if len([one for one in indices if one is not None]) != 1 or indices[0] is None:
@@ -284,7 +216,8 @@ def _masked(
     if all(size == 1 for size in source.shape):
         return Reads(value.shape, (aligned(value, rank), flags, aligned(source, rank)), "scatter")
     dealt = everything("scatter", value.shape, mask, source)
-    return Reads(value.shape, (aligned(value, rank), flags, *dealt.operands), "scatter")
+    operands = (aligned(value, rank), flags, *dealt.operands)
+    return Reads(value.shape, operands, "scatter", law=law)
 
 
 def masked_scatter(call: Call) -> Expression:
@@ -292,7 +225,10 @@ def masked_scatter(call: Call) -> Expression:
     value, mask, source = call["self"], call["mask"], call["source"]
     dealt = everything("scatter", call.shape, mask, source)
     rank = len(call.shape)
-    return Reads(call.shape, (aligned(value, rank), *dealt.operands), "scatter")
+    law = None
+    if len(source.shape) == 1 and mask.shape == value.shape:
+        law = Written(value, (mask,), source)
+    return Reads(call.shape, (aligned(value, rank), *dealt.operands), "scatter", law=law)
 
 
 def index_add(call: Call) -> Expression:
@@ -304,13 +240,52 @@ def index_add(call: Call) -> Expression:
     tags = tuple("written" if place == dim else place for place in range(rank))
     operands = [aligned(value, rank), Operand(one, ("written",) if one.shape else ())]
     operands += [Operand(other, tags if other.shape else ()) for other in others]
-    return Reads(value.shape, tuple(operands), "scatter")
+    law = None
+    if others and others[0].shape and len(one.shape) == 1:
+        law = Written(value, (*(None,) * dim, one), others[0], "add" in call.operator)
+    return Reads(value.shape, tuple(operands), "scatter", law=law)
 
 
 def data_sized(call: Call) -> tuple[Expression, ...]:
     """Operators whose result is as long as the data say."""
     why = "the size of the result depends on the data"
     return tuple(Opaque(output.shape, call.tensors(), why, "shape") for output in call.outputs)
+
+
+def nonzero(call: Call) -> Expression:
+    """`nonzero(x)`: the places [N, rank] where x is not zero."""
+    mask = call["self"]
+    law = Places(Arrangement(mask.shape, mask), 1) if mask.shape else None
+    why = "the size of the result depends on the data"
+    return Opaque(call.shape, (mask,), why, "shape", law)
+
+
+def nonzero_by_column(call: Call) -> tuple[Expression, ...]:
+    """`where(x)`: the places where x is not zero, a list for each dimension."""
+    mask = call["condition"]
+    why = "the size of the result depends on the data"
+    places = Arrangement(mask.shape, mask)
+    return tuple(
+        Opaque(one.shape, (mask,), why, "shape", Places(places, None, n) if mask.shape else None)
+        for n, one in enumerate(call.outputs)
+    )
+
+
+def one_hot(call: Call) -> Expression:
+    """`one_hot(x, num_classes)`: a row of zeros and a one for each number."""
+    value = call["self"]
+    if call["num_classes"] == -1:
+        raise NotCovered("as many classes as the data say")
+    rank = len(value.shape)
+    return Reads(call.shape, (Operand(value, tuple(range(rank))),), "nonlinear", law=ByPlace())
+
+
+def masked_select(call: Call) -> Expression:
+    """`masked_select(x, mask)`: a list of the elements where the mask is true."""
+    value, mask = call["self"], call["mask"]
+    law = Picked(Arrangement(mask.shape, mask), value) if value.shape == mask.shape else None
+    why = "the size of the result depends on the data"
+    return Opaque(call.shape, (value, mask), why, "shape", law)
 
 
 def host_read(call: Call) -> Expression:
@@ -346,9 +321,13 @@ RULES: dict[str, Rule] = (
     | named(masked_scatter, "masked_scatter.default")
     | named(
         data_sized,
-        """nonzero.default masked_select.default unique_consecutive.default _unique2.default
+        """unique_consecutive.default _unique2.default
         repeat_interleave.Tensor repeat_interleave.self_Tensor unique_dim.default
         nonzero_static.default""",
     )
+    | named(nonzero, "nonzero.default")
+    | named(nonzero_by_column, "where.default")
+    | named(one_hot, "one_hot.default")
+    | named(masked_select, "masked_select.default")
     | named(host_read, "_local_scalar_dense.default item.default equal.default is_nonzero.default")
 )

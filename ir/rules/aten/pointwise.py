@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from planish.ir.flow.call import Call, Learn, Result, Rule
-from planish.ir.flow.known import Known, Numbers, combined, numbers
+from planish.ir.flow.known import Known, Numbers, combined, numbers, one_number
+from planish.ir.flow.laws import ByPlace, Cast, Law, Quotient
 from planish.ir.flow.polynomial import Polynomial
 from planish.ir.flow.vocabulary import Expression, Reshape, pointwise
 from planish.ir.operators import schema
 
 KINDS = {
-    "linear": "neg negative positive true_divide div divide deg2rad rad2deg conj_physical",
+    "linear": "neg negative positive deg2rad rad2deg conj_physical",
     "add": "add sub subtract rsub",
-    "hadamard": "mul multiply addcmul",
+    "hadamard": "mul multiply",
+    "ratio": "true_divide div divide",
     "homogeneous": "relu leaky_relu abs maximum minimum fmax fmin _prelu_kernel",
     "square": "square pow",
     "nonlinear": """
-        acos acosh addcdiv angle asin asinh atan atan2 atanh arctan2
+        acos acosh addcdiv addcmul angle asin asinh atan atan2 atanh arctan2
         bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor
         __and__ __or__ __xor__ __lshift__ __rshift__
         ceil celu clamp clamp_max clamp_min clip copysign cos cosh digamma elu
@@ -33,12 +36,13 @@ KINDS = {
         sigmoid sign signbit silu sin sinc sinh softplus softshrink special_bessel_j0
         special_bessel_j1 special_entr special_erfcx special_i0e special_i1 special_i1e
         special_log_ndtr special_ndtri special_xlog1py special_zeta sqrt tan tanh
-        threshold trunc fix xlogy tril triu bernoulli
-        fake_quantize_per_tensor_affine
+        threshold trunc fix xlogy fake_quantize_per_tensor_affine
     """,
 }
-"""Packets by what they compute. `tril` and `triu` clear elements by their place alone; the ranges
-of a fake quantization are arguments."""
+"""Packets by what they compute; the ranges of a fake quantization are arguments."""
+
+BY_PLACE = "tril.default triu.default bernoulli.default bernoulli.p bernoulli.Tensor"
+"""`tril` and `triu` clear elements by their place alone; chance is another at each place."""
 
 RESCALED = "div.Scalar mul.Scalar div.Scalar_mode"
 """Products with a number, which are linear."""
@@ -63,8 +67,14 @@ def _overloads(packet: str) -> Iterator[Any]:
             yield operator
 
 
-def _rule(kind: str) -> Rule:
-    return lambda call: pointwise(kind, *call.tensors(), shape=call.shape)
+def _rule(kind: str, law: Law | None = None) -> Rule:
+    def rule(call: Call) -> Expression:
+        values = call.tensors()
+        # The other operand of a sum is a number, the same at every index.
+        what = "shift" if kind == "add" and len(values) == 1 else kind
+        return pointwise(what, *values, shape=call.shape, law=law)
+
+    return rule
 
 
 def cast(call: Call) -> Expression:
@@ -72,7 +82,29 @@ def cast(call: Call) -> Expression:
     (value, *_) = call.tensors()
     old, new = getattr(value, "dtype", None), call.outputs[0].dtype
     same = old == new or (old in _EXACT and new in _EXACT)
-    return pointwise("copy" if same else "linear", value, shape=call.shape)
+    law = Cast(value, _EXACT_UP_TO[new]) if old in _EXACT_UP_TO and new in _EXACT_UP_TO else None
+    return pointwise("copy" if same else "linear", value, shape=call.shape, law=law)
+
+
+_EXACT_UP_TO = {
+    torch.int64: 2**62,
+    torch.int32: 2**31 - 1,
+    torch.float64: 2**53,
+    torch.float32: 2**24,
+}
+"""Up to where the integers from 0 on are numbers of a type."""
+
+
+def floor_divide(call: Call) -> Expression:
+    """`floor_divide(x, y)`, and `div` where it rounds down, of integers by a number."""
+    read = pointwise("nonlinear", *call.tensors(), shape=call.shape)
+    value, divisor = call["self"], call["other"]
+    floor = call.get("rounding_mode", "floor") == "floor"
+    whole = getattr(value, "dtype", None) in _EXACT
+    divisor = one_number(call.known(divisor)) if isinstance(divisor, Expression) else divisor
+    if not (floor and whole and isinstance(divisor, int) and divisor > 0):
+        return read
+    return replace(read, law=Quotient(value, divisor))
 
 
 def copied(call: Call) -> Expression:
@@ -115,8 +147,8 @@ def _along(parameter: Expression, dim: int, rank: int) -> Expression:
 
 def dropout(call: Call) -> Result:
     """Zeroes by chance, alike for every content; the mask reads nothing of the data."""
-    value = pointwise("linear", *call.tensors(), shape=call.shape)
-    return (value, pointwise("linear", *call.tensors())) if len(call.outputs) == 2 else value
+    value = pointwise("linear", *call.tensors(), shape=call.shape, law=ByPlace())
+    return (value, value) if len(call.outputs) == 2 else value
 
 
 def _table() -> dict[str, Rule]:
@@ -134,6 +166,9 @@ def _table() -> dict[str, Rule]:
     casts = "_to_copy.default type_as.default to.dtype to.dtype_layout to.device to.other"
     rules |= {f"aten.{name}": cast for name in casts.split()}
     rules |= {f"aten.where.{name}": where for name in WHERE.split()}
+    divisions = "floor_divide.default floor_divide.Scalar div.Tensor_mode div.Scalar_mode"
+    rules |= {f"aten.{name}": floor_divide for name in divisions.split()}
+    rules |= {f"aten.{name}": _rule("nonlinear", ByPlace()) for name in BY_PLACE.split()}
     rules["aten.copy.default"] = copied
     rules["aten.prelu.default"] = prelu
     rules["aten.fake_quantize_per_channel_affine.default"] = fake_quantize

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from planish.ir.flow.call import Call, NotCovered, Result, Rule
+from planish.ir.flow.laws import ByPlace, GroupedProduct
 from planish.ir.flow.polynomial import Count, quotient
 from planish.ir.flow.vocabulary import (
     Concat,
@@ -16,6 +18,7 @@ from planish.ir.flow.vocabulary import (
     Shape,
     Slice,
     Tag,
+    affine,
     along,
     contraction,
     inserted,
@@ -141,8 +144,6 @@ def attention(call: Call) -> Result:
     for name in ("attn_mask", "mask", "attn_bias"):
         mask = mask if mask is not None else call.get(name)
     for name in (
-        "dropout_p",
-        "is_causal",
         "scale",
         "enable_gqa",
         "softcap",
@@ -152,6 +153,8 @@ def attention(call: Call) -> Result:
         call.get(name)
     shape = call.shape
     out = attended(query, key, value, mask if isinstance(mask, Expression) else None, shape)
+    if call.get("is_causal") or call.get("dropout_p"):
+        out = pointwise("copy", out, law=ByPlace())
     rest = [
         _statistics(query, key, mask if isinstance(mask, Expression) else None, output.shape)
         for output in call.outputs[1:]
@@ -182,13 +185,19 @@ def attended(
             raise NotCovered("keys and values of different numbers of heads")
         return _grouped(query, key, value, mask, shape)
     places = tuple(range(lead))
-    q = Operand(query, (*places, lead, "width"))
-    k = Operand(key, (*places, "positions", "width"))
-    v = Operand(value, (*places, "positions", lead + 1))
-    operands = [q, k, v]
+    scores: Expression = contraction(
+        (*shape[:-1], key.shape[-2]),
+        (query, (*places, lead, "width")),
+        (key, (*places, lead + 1, "width")),
+    )
     if mask is not None:
-        operands.append(Operand(mask, (*range(rank - len(mask.shape), rank - 1), "positions")))
-    return Reads(shape, tuple(operands), "contract")
+        scores = pointwise("nonlinear", scores, mask, shape=scores.shape)
+    weights = along("softmax", scores, (lead + 1,))
+    return contraction(
+        shape,
+        (weights, (*places, lead, "positions")),
+        (value, (*places, "positions", lead + 1)),
+    )
 
 
 def _ranked(value: Expression, rank: int) -> Expression:
@@ -279,13 +288,15 @@ def planish_rms_norm(call: Call) -> Expression:
     """`planish::rms_norm(x, weight, eps)` over the last dimension."""
     value = call["x"]
     call["eps"]
-    parameters = [call["weight"]] if call["weight"] is not None else []
-    return along("rms norm", value, (len(value.shape) - 1,), *parameters)
+    normed = along("rms norm", value, (len(value.shape) - 1,))
+    return affine(normed, call["weight"], None)
 
 
 def gated(call: Call) -> Expression:
     """`planish::gated(gate, up)`."""
-    return pointwise("nonlinear", *call.tensors(), shape=call.shape)
+    gate, up = call["gate"], call["up"]
+    call.tensors()
+    return pointwise("hadamard", pointwise("nonlinear", gate), up, shape=call.shape)
 
 
 def selective_scan(call: Call) -> tuple[Expression, ...]:
@@ -394,6 +405,31 @@ def trace(call: Call) -> Expression:
     return reduction("sum", value, range(len(value.shape)))
 
 
+def grouped_or_zero(call: Call) -> Expression:
+    """`grouped_mm_fallback(input, weight, offs)` of transformers: rows of no group are zero."""
+    value, weight, ends = call["input"], call["weight"], call["offs"]
+    return _in_groups(call, value, weight, ends)
+
+
+def grouped(call: Call) -> Expression:
+    """`_grouped_mm(self, mat2, offs, bias)`; rows of no group are left as memory was."""
+    value, weight, ends = call["self"], call["mat2"], call["offs"]
+    if ends is None or call["bias"] is not None or len(value.shape) != 2:
+        raise NotCovered("other than rows in groups times a matrix each")
+    return _in_groups(call, value, weight, ends, Fill(call.shape, "uninitialized"))
+
+
+def _in_groups(
+    call: Call, value: Expression, weight: Expression, ends: Expression, *rest: Expression
+) -> Reads:
+    """Rows [N, I], a group of neighbours after another, times a matrix [E, I, O] of each group."""
+    if len(weight.shape) != 3:
+        raise NotCovered("a matrix that is not each group's own")
+    product = ((value, (0, "inner")), (weight, ("group", "inner", 1)), (ends, ("ends",)))
+    read = contraction(call.shape, *product, *((one, (0, 1)) for one in rest))
+    return replace(read, law=GroupedProduct(value, weight, ends))
+
+
 RULES: dict[str, Rule] = (
     named(linear, "linear.default")
     | named(matmul, "mm.default bmm.default matmul.default _int_mm.default")
@@ -403,6 +439,8 @@ RULES: dict[str, Rule] = (
     | named(outer, "outer.default ger.default")
     | named(einsum, "einsum.default")
     | named(trace, "trace.default")
+    | named(grouped, "_grouped_mm.default")
+    | {"transformers.grouped_mm_fallback.default": grouped_or_zero}
     | named(
         convolution,
         """convolution.default conv1d.default conv2d.default conv3d.default conv1d.padding

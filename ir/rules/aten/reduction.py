@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+
 from planish.ir.flow.call import Call, NotCovered, Result, Rule
+from planish.ir.flow.laws import (
+    Arrangement,
+    Below,
+    Histogram,
+    Picked,
+    Places,
+    RunningSum,
+    Sorting,
+)
 from planish.ir.flow.polynomial import Count, quotient
 from planish.ir.flow.vocabulary import (
     Expression,
@@ -13,6 +26,7 @@ from planish.ir.flow.vocabulary import (
     Shape,
     Slice,
     Tag,
+    affine,
     along,
     everything,
     pointwise,
@@ -40,9 +54,8 @@ ALONG = {
         _softmax.default _log_softmax.default softmax.int log_softmax.int _safe_softmax.default
     """,
     "scan": """
-        cumsum.default cumprod.default logcumsumexp.default cummax.default cummin.default
+        cumprod.default logcumsumexp.default cummax.default cummin.default
     """,
-    "order": "sort.default sort.stable argsort.default argsort.stable msort.default",
 }
 
 
@@ -78,14 +91,53 @@ def _along(kind: str) -> Rule:
     return rule
 
 
+def sort(call: Call) -> tuple[Expression, ...]:
+    """`sort(x, dim, descending)` and `msort(x)`: the sorted elements, and where they were."""
+    value, places, dim = _sorted(call)
+    read = along("order", value, (dim,))
+    if places is None:
+        return (read,) * len(call.outputs)
+    picked = replace(read, law=Picked(places.arrangement, value))
+    return (picked, replace(read, law=places))[: len(call.outputs)]
+
+
+def argsort(call: Call) -> Expression:
+    """`argsort(x, dim, descending)`: where the elements were."""
+    value, places, dim = _sorted(call)
+    return along("order", value, (dim,), law=places)
+
+
+def _sorted(call: Call) -> tuple[Expression, Places | None, int]:
+    """What is sorted, the law of the places if it has one dimension, and along which."""
+    (value,) = call.tensors()
+    rank = len(value.shape)
+    dim = call.dim(call.get("dim", 0), rank)  # msort has none: it sorts along the first
+    sorting = Sorting(value, ascending=not call.get("descending", False))
+    return value, Places(Arrangement(value.shape, sorting)) if rank == 1 else None, dim
+
+
+_WIDE = (torch.int64, torch.int32, torch.float64, torch.float32)
+"""Types that hold every integer up to 2^24."""
+
+
+def cumsum(call: Call) -> Expression:
+    """`cumsum(x, dim)`."""
+    (value,) = call.tensors()
+    rank = len(value.shape)
+    law = RunningSum(value) if rank == 1 and call.outputs[0].dtype in _WIDE else None
+    return along("scan", value, call.dims(call["dim"], rank), law=law)
+
+
 def topk(call: Call) -> tuple[Expression, ...]:
     """`topk(x, k, dim)`: values and indices, chosen from the whole dimension."""
     (value,) = call.tensors()
-    dim = call.dim(call["dim"], len(value.shape))
-    return tuple(chosen(value, dim, output.shape) for output in call.outputs)
+    rank = len(value.shape)
+    dim = call.dim(call["dim"], rank)
+    read = tuple(chosen(value, dim, output.shape) for output in call.outputs)
+    return (read[0], replace(read[1], law=Below(value.shape[dim]))) if rank else read
 
 
-def chosen(value: Expression, dim: int, shape: Shape, kind: str = "order") -> Expression:
+def chosen(value: Expression, dim: int, shape: Shape, kind: str = "order") -> Reads:
     """Elements that each read all of `value` along `dim`, of which there are more or fewer."""
     tags = tuple("chosen" if place == dim else place for place in range(len(shape)))
     return Reads(shape, (Operand(value, tags),), kind)
@@ -96,9 +148,8 @@ def layer_norm(call: Call) -> Result:
     value = call["input"]
     rank, inner = len(value.shape), len(call["normalized_shape"])
     dims = range(rank - inner, rank)
-    parameters = [call[name] for name in ("weight", "bias") if call.get(name) is not None]
-    call["eps"]
-    out = along("norm", value, dims, *parameters)
+    call["eps"], call.get("cudnn_enable")
+    out = affine(along("norm", value, dims), call["weight"], call["bias"])
     statistics = reduction("statistic", value, dims, keep=True)
     return (out, *(statistics for _ in call.outputs[1:]))
 
@@ -110,12 +161,12 @@ def batch_norm(call: Call) -> Result:
     """
     value = call["input"]
     rank = len(value.shape)
-    names = ("weight", "bias", "running_mean", "running_var")
-    given = {name: call[name] for name in names if call.get(name) is not None}
+    given = {name: call[name] for name in _STATISTICS if call.get(name) is not None}
     training = _training(call)
-    parameters = [_channels(parameter, rank) for parameter in given.values()]
+    weight, bias, mean, variance = (_channels(given.get(name), rank) for name in _STATISTICS)
     dims = [dim for dim in range(rank) if dim != 1] if training else []
-    out = along("norm" if training else "linear", value, dims, *parameters)
+    own = along("norm", value, dims) if training else value
+    out = _standardized(own, weight, bias, mean, variance)
     results: list[Expression] = [out]
     for output in call.outputs[1:]:
         if not training or len(output.shape) != 1 or output.shape[0] == 0:
@@ -124,9 +175,25 @@ def batch_norm(call: Call) -> Result:
             results.append(pointwise("nonlinear", *same) if same else Fill(output.shape))
             continue
         statistic = reduction("statistic", value, dims)
-        old = [given[name] for name in names[2:] if name in given]
+        old = [given[name] for name in _STATISTICS[2:] if name in given]
         results.append(pointwise("linear", statistic, *old))
     return tuple(results)
+
+
+_STATISTICS = ("weight", "bias", "running_mean", "running_var")
+
+
+def _standardized(
+    value: Expression,
+    weight: Expression | None,
+    bias: Expression | None,
+    mean: Expression | None,
+    variance: Expression | None,
+) -> Expression:
+    """`(value - mean) / sqrt(variance + eps) * weight + bias`, all of one number a channel."""
+    if variance is not None:
+        variance = pointwise("nonlinear", variance)
+    return affine(affine(affine(value, None, mean), variance, None), weight, bias)
 
 
 def _training(call: Call) -> bool:
@@ -137,8 +204,10 @@ def _training(call: Call) -> bool:
     return bool(call.get("training", call.get("train", True)))
 
 
-def _channels(parameter: Expression, rank: int) -> Expression:
+def _channels(parameter: Expression | None, rank: int) -> Expression | None:
     """A parameter of one number a channel, shaped so that it lies along dimension 1."""
+    if parameter is None:
+        return None
     return Reshape(parameter, (parameter.shape[0], *(1,) * (rank - 2)))
 
 
@@ -146,13 +215,14 @@ def instance_norm(call: Call) -> Expression:
     """`instance_norm(x [N, C, ...])`: statistics of each channel of each sample, or given ones."""
     value = call["input"]
     rank = len(value.shape)
-    names = ("weight", "bias", "running_mean", "running_var")
-    parameters = [_channels(call[name], rank) for name in names if call[name] is not None]
+    weight, bias, mean, variance = (_channels(call[name], rank) for name in _STATISTICS)
     own = call["use_input_stats"]
     call["momentum"], call["eps"], call["cudnn_enabled"]
-    if own and call["running_mean"] is not None:
+    if own and mean is not None:
         raise NotCovered("it updates running statistics")
-    return along("norm" if own else "linear", value, range(2, rank) if own else (), *parameters)
+    if own:
+        return affine(along("norm", value, range(2, rank)), weight, bias)
+    return _standardized(value, weight, bias, mean, variance)
 
 
 def group_norm(call: Call) -> Result:
@@ -171,10 +241,7 @@ def group_norm(call: Call) -> Result:
     grouped = Reshape(value, (batch, groups, width, *rest))
     inner = range(2, rank + 1)
     normed = Reshape(along("norm", grouped, inner), value.shape)
-    parameters = [
-        _channels(call[name], rank) for name in ("weight", "bias") if call[name] is not None
-    ]
-    out = pointwise("linear", normed, *parameters)
+    out = affine(normed, *(_channels(call[name], rank) for name in ("weight", "bias")))
     statistics = reduction("statistic", grouped, inner)
     return (out, *(statistics for _ in call.outputs[1:]))
 
@@ -192,8 +259,7 @@ def rms_norm(call: Call) -> Result:
     rank, inner = len(value.shape), len(call["normalized_shape"])
     dims = range(rank - inner, rank)
     call["eps"]
-    parameters = [call["weight"]] if call["weight"] is not None else []
-    out = along("rms norm", value, dims, *parameters)
+    out = affine(along("rms norm", value, dims), call["weight"], None)
     statistics = reduction("statistic", value, dims, keep=True)
     return (out, *(statistics for _ in call.outputs[1:]))
 
@@ -213,8 +279,12 @@ def cdist(call: Call) -> Expression:
 
 
 def histogram(call: Call) -> Expression:
-    """`histc` and `bincount`: counts over all elements."""
-    return everything("statistic", call.shape, *call.tensors())
+    """`histc(x, bins, min, max)` and `bincount`: counts over all elements."""
+    tensors = call.tensors()
+    read = everything("statistic", call.shape, *tensors)
+    if call.operator != "aten.histc.default" or len(tensors) != 1:
+        return read
+    return replace(read, law=Histogram(tensors[0], call["bins"], call["min"], call["max"]))
 
 
 def pool_whole(call: Call) -> Expression:
@@ -317,6 +387,9 @@ RULES: dict[str, Rule] = (
     | named(instance_norm, "instance_norm.default")
     | named(group_norm, "group_norm.default native_group_norm.default")
     | named(rms_norm, "rms_norm.default _fused_rms_norm.default")
+    | named(sort, "sort.default sort.stable msort.default")
+    | named(argsort, "argsort.default argsort.stable")
+    | named(cumsum, "cumsum.default")
     | named(cdist, "cdist.default _cdist_forward.default")
     | named(histogram, "histc.default bincount.default pdist.default _pdist_forward.default")
     | named(

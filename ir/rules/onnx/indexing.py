@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planish.ir.flow.call import NotCovered, Result
-from planish.ir.flow.known import Counting, Known, of
+from planish.ir.flow.known import Counting, Known
+from planish.ir.flow.laws import Arrangement, Looked, Picked, Places, Written
+from planish.ir.flow.lookup import indexed, lookup, progression
 from planish.ir.flow.polynomial import Count
 from planish.ir.flow.vocabulary import (
     Concat,
@@ -20,7 +24,7 @@ from planish.ir.flow.vocabulary import (
     pointwise,
     replace_at,
 )
-from planish.ir.rules.aten.indexing import gathered, lookup, progression, scattered
+from planish.ir.rules.aten.indexing import gathered, scattered
 from planish.ir.rules.onnx.call import OnnxCall, named
 from planish.ir.rules.onnx.sizes import at_least, least
 
@@ -29,17 +33,8 @@ def gather(call: OnnxCall) -> Expression:
     """`Gather(x, index, axis)`: the dimensions of the index take the place of `axis`."""
     value, one = call.input(0), call.input(1)
     dim = call.place(call.attribute("axis", 0), len(value.shape))
-    return taken(value, dim, one, call.known(one))
-
-
-def taken(value: Expression, dim: int, one: Expression, known: Known | None) -> Expression:
-    """What an index picks along `dim`."""
-    joint = len(one.shape)
-    places = tuple(range(dim, dim + joint))
     shape = (*value.shape[:dim], *one.shape, *value.shape[dim + 1 :])
-    part, tag = lookup(value, dim, known, places, one.shape)
-    after = range(dim + joint, len(shape))
-    return Reads(shape, (Operand(part, (*range(dim), tag, *after)), Operand(one, places)), "gather")
+    return indexed(value, (*(None,) * dim, one), call.known, shape)
 
 
 def gather_elements(call: OnnxCall) -> Expression:
@@ -52,8 +47,8 @@ def gather_elements(call: OnnxCall) -> Expression:
     return gathered(value, dim, one, call.known(one))
 
 
-def column(one: Expression, number: int, call: OnnxCall) -> tuple[Known | None, Shape]:
-    """What is known of one coordinate of places, and its shape."""
+def column(one: Expression, number: int, call: OnnxCall) -> Expression:
+    """One coordinate of places."""
     last = len(one.shape) - 1
     shape = one.shape[:-1]
     joined = call.made.get(one) if isinstance(one, Value) else None
@@ -67,7 +62,7 @@ def column(one: Expression, number: int, call: OnnxCall) -> tuple[Known | None, 
                 one = part
                 break
             number -= size
-    return of(Reshape(Slice(one, last, number, 1, 1), shape), call.known_values), shape
+    return Reshape(Slice(one, last, number, 1, 1), shape)
 
 
 def gather_nd(call: OnnxCall) -> Expression:
@@ -80,13 +75,15 @@ def gather_nd(call: OnnxCall) -> Expression:
     joint = len(one.shape) - 1
     shape = (*one.shape[:-1], *value.shape[batch + depth :])
     tags: list[Tag] = list(range(batch))
-    for number in range(depth):
-        known, index_shape = column(one, number, call)
-        value, tag = lookup(value, batch + number, known, tuple(range(joint)), index_shape)
+    columns = tuple(column(one, number, call) for number in range(depth))
+    law = Looked(value, columns) if batch == 0 else None
+    for number, each in enumerate(columns):
+        places = tuple(range(joint))
+        value, tag = lookup(value, batch + number, call.known(each), places, each.shape)
         tags.append(tag)
     tags += range(joint, len(shape))
     index = Operand(one, (*range(joint), "coordinate"))
-    return Reads(shape, (Operand(value, tuple(tags)), index), "gather")
+    return Reads(shape, (Operand(value, tuple(tags)), index), "gather", law=law)
 
 
 def one_hot(call: OnnxCall) -> Expression:
@@ -131,19 +128,22 @@ def scatter_nd(call: OnnxCall) -> Expression:
     may read any, several at once where a reduction adds them.
     """
     value, one, updates = call.input(0), call.input(1), call.input(2)
-    call.ignore("reduction")
+    reduction = call.attribute("reduction", "none")
     rank, joint, depth = len(value.shape), len(one.shape) - 1, one.shape[-1]
     if not isinstance(depth, int) or depth > rank:
         raise NotCovered("places of so many coordinates")
     tags: list[Tag] = [f"written {n}" for n in range(joint)]
-    for number in range(depth):
-        known, shape = column(one, number, call)
-        place = _counted(progression(known), shape, value.shape[number])
+    columns = tuple(column(one, number, call) for number in range(depth))
+    for number, each in enumerate(columns):
+        place = _counted(progression(call.known(each)), each.shape, value.shape[number])
         if place is not None and isinstance(tags[place], str):
             tags[place] = number
     index = Operand(one, (*tags, "coordinate"))
     written = Operand(updates, (*tags, *range(depth, rank)))
-    return Reads(value.shape, (aligned(value, rank), written, index), "scatter")
+    law = None
+    if reduction in ("none", "add"):
+        law = Written(value, columns, updates, reduction == "add")
+    return Reads(value.shape, (aligned(value, rank), written, index), "scatter", law=law)
 
 
 def _counted(known: Counting | None, shape: Shape, whole: Count) -> int | None:
@@ -169,7 +169,7 @@ def tensor_scatter(call: OnnxCall) -> Expression:
     return Reads(value.shape, tuple(operands), "scatter")
 
 
-def data_sized(call: OnnxCall, *shapes: Shape) -> Result:
+def data_sized(call: OnnxCall, *shapes: Shape) -> tuple[Opaque, ...]:
     """Results that are as long as the data say."""
     why = "the size of the result depends on the data"
     values = call.tensors()
@@ -184,12 +184,19 @@ def compress(call: OnnxCall) -> Result:
     if axis is None:
         return data_sized(call, (call.fresh(),))
     dim = call.place(axis, len(value.shape))
-    return data_sized(call, replace_at(value.shape, dim, call.fresh()))
+    mask = call.input(1)
+    law = None
+    if mask.shape == (value.shape[dim],):  # it may also be shorter
+        law = Picked(Arrangement(mask.shape, mask), value, dim)
+    (read,) = data_sized(call, replace_at(value.shape, dim, call.fresh()))
+    return replace(read, law=law)
 
 
 def nonzero(call: OnnxCall) -> Result:
-    """`NonZero(x)`: the places where x is not zero."""
-    return data_sized(call, (max(len(call.input(0).shape), 1), call.fresh()))
+    """`NonZero(x)`: the places [rank, N] where x is not zero."""
+    mask = call.input(0)
+    (read,) = data_sized(call, (max(len(mask.shape), 1), call.fresh()))
+    return replace(read, law=Places(Arrangement(mask.shape, mask), 0)) if mask.shape else read
 
 
 def unique(call: OnnxCall) -> Result:
@@ -211,7 +218,7 @@ def suppress(call: OnnxCall) -> Result:
 def string_split(call: OnnxCall) -> Result:
     """`StringSplit(x)`: as wide as the longest element; and how many words each has."""
     value = call.input(0)
-    (words,) = data_sized(call, (*value.shape, call.fresh()))[:1]  # type: ignore[index]
+    (words,) = data_sized(call, (*value.shape, call.fresh()))[:1]
     return (words, pointwise("nonlinear", value))[: len(call.outputs)]
 
 
