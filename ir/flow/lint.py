@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import GraphProto, NodeProto, defs
+from onnx import AttributeProto, GraphProto, NodeProto, defs
 
 from planish.ir.flow.lint_tensor import check_tensor
 from planish.ir.flow.malformed import AmbiguousGraph, AmbiguousTensor, NotOnnx, UnknownFormat
@@ -213,6 +213,12 @@ def _check_attributes(
                 f"Attribute {attribute.name} of node {_named(node)} of {where} holds several "
                 f"values at once ({', '.join(filled)}). Keep the one that its type names."
             )
+        stated = [field for field, kind in _FIELDS.items() if kind == attribute.type]
+        if (not stated or filled not in ([], stated)) and not attribute.ref_attr_name:
+            raise AmbiguousTensor(
+                f"Attribute {attribute.name} of node {_named(node)} of {where} holds no value of "
+                "the type that it states, and readers disagree on which counts. Export it again."
+            )
         for tensor in (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])):
             check_tensor(tensor, folder, f"node {_named(node)} of {where}")
         graphs = (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else []))
@@ -221,22 +227,23 @@ def _check_attributes(
             _check_graph(graph, visible, folder, depth + 1, inner)
 
 
-_FIELDS = [
-    "f",
-    "i",
-    "s",
-    "t",
-    "g",
-    "sparse_tensor",
-    "tp",
-    "floats",
-    "ints",
-    "strings",
-    "tensors",
-    "graphs",
-    "sparse_tensors",
-    "type_protos",
-]
+_FIELDS = {
+    "f": AttributeProto.FLOAT,
+    "i": AttributeProto.INT,
+    "s": AttributeProto.STRING,
+    "t": AttributeProto.TENSOR,
+    "g": AttributeProto.GRAPH,
+    "sparse_tensor": AttributeProto.SPARSE_TENSOR,
+    "tp": AttributeProto.TYPE_PROTO,
+    "floats": AttributeProto.FLOATS,
+    "ints": AttributeProto.INTS,
+    "strings": AttributeProto.STRINGS,
+    "tensors": AttributeProto.TENSORS,
+    "graphs": AttributeProto.GRAPHS,
+    "sparse_tensors": AttributeProto.SPARSE_TENSORS,
+    "type_protos": AttributeProto.TYPE_PROTOS,
+}
+"""Of an attribute's value, by the field that holds it: the type that has to be stated."""
 
 
 def _is_filled(attribute: onnx.AttributeProto, field: str) -> bool:

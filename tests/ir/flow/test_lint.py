@@ -144,6 +144,17 @@ def two_values(proto: onnx.ModelProto) -> None:
     proto.graph.node[1].attribute.append(attribute)
 
 
+def no_attribute_type(proto: onnx.ModelProto) -> None:
+    attribute = helper.make_attribute("axis", 1)
+    attribute.ClearField("type")
+    proto.graph.node[1].attribute.append(attribute)
+
+
+def another_attribute_type(proto: onnx.ModelProto) -> None:
+    no_attribute_type(proto)
+    proto.graph.node[1].attribute[0].type = onnx.AttributeProto.FLOAT
+
+
 def in_a_function(proto: onnx.ModelProto) -> None:
     constant = helper.make_tensor("", TensorProto.FLOAT, (1,), [1.0])
     constant.raw_data = np.float32(2).tobytes()
@@ -164,6 +175,8 @@ def in_a_function(proto: onnx.ModelProto) -> None:
         no_type,
         inside_and_outside,
         two_values,
+        no_attribute_type,
+        another_attribute_type,
         in_a_function,
     ],
 )
