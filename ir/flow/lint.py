@@ -6,7 +6,7 @@ other. ONNX's own checker lets several such files pass; these checks refuse them
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,7 @@ def _check_functions(model: onnx.ModelProto) -> None:
             )
         where = f"function {function.name}"
         names = _unique(list(function.input), "an input", where)
+        _check_attributes(function.attribute_proto, set(), None, 0, where)
         _check_nodes(function.node, set(names), set(), None, 0, where)
         defined = set(names).union(*(one.output for one in function.node))
         _check_outputs(function.output, defined, where)
@@ -188,7 +189,8 @@ def _check_nodes(
                     "defines: the graph is not sorted, has a cycle, or lacks a part. Sort its "
                     "nodes or export it again."
                 )
-        _check_attributes(node, defined | outer, folder, depth, where)
+        own = f"node {_named(node)} of {where}"
+        _check_attributes(node.attribute, defined | outer, folder, depth, own)
         for name in filter(None, node.output):
             if name in defined or name in outer:
                 raise AmbiguousGraph(
@@ -199,32 +201,33 @@ def _check_nodes(
 
 
 def _check_attributes(
-    node: NodeProto, visible: set[str], folder: Path | None, depth: int, where: str
+    attributes: Sequence[AttributeProto],
+    visible: set[str],
+    folder: Path | None,
+    depth: int,
+    where: str,
 ) -> None:
-    names = [attribute.name for attribute in node.attribute]
+    names = [attribute.name for attribute in attributes]
     if len(set(names)) != len(names):
-        raise AmbiguousGraph(
-            f"Node {_named(node)} of {where} has an attribute twice. Keep one of them."
-        )
-    for attribute in node.attribute:
+        raise AmbiguousGraph(f"There is an attribute twice in {where}. Keep one of them.")
+    for attribute in attributes:
         filled = [one for one in _FIELDS if _is_filled(attribute, one)]
         if len(filled) > 1 or (attribute.ref_attr_name and filled):
             raise AmbiguousTensor(
-                f"Attribute {attribute.name} of node {_named(node)} of {where} holds several "
-                f"values at once ({', '.join(filled)}). Keep the one that its type names."
+                f"Attribute {attribute.name} of {where} holds several values at once "
+                f"({', '.join(filled)}). Keep the one that its type names."
             )
         stated = [field for field, kind in _FIELDS.items() if kind == attribute.type]
         if (not stated or filled not in ([], stated)) and not attribute.ref_attr_name:
             raise AmbiguousTensor(
-                f"Attribute {attribute.name} of node {_named(node)} of {where} holds no value of "
-                "the type that it states, and readers disagree on which counts. Export it again."
+                f"Attribute {attribute.name} of {where} holds no value of the type that it "
+                "states, and readers disagree on which counts. Export it again."
             )
         for tensor in (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])):
-            check_tensor(tensor, folder, f"node {_named(node)} of {where}")
+            check_tensor(tensor, folder, where)
         graphs = (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else []))
         for graph in graphs:
-            inner = f"{attribute.name} of node {_named(node)}"
-            _check_graph(graph, visible, folder, depth + 1, inner)
+            _check_graph(graph, visible, folder, depth + 1, f"{attribute.name} of {where}")
 
 
 _FIELDS = {

@@ -158,7 +158,7 @@ def flows_seen(made: Drawn) -> list[str]:
                     continue  # it refuses these values: an error is no flow of data
                 for number, result in enumerate(made.results):
                     old, new = before[number], after[number]
-                    if not seen[number] and not _same(old, new, result.axis, row):
+                    if not seen[number] and not _same(old, new, result.axis, row, sizes["B"]):
                         seen[number] = f"row {row} changes ({kind}, {sizes})"
     if not ran:
         raise NotRun
@@ -183,13 +183,19 @@ def _others(
     return changed
 
 
-def _same(old: Array, new: Array, axis: int | None, row: int) -> bool:
-    """Whether a row, or without an axis everything, is as it was; NaN is as NaN."""
+def _same(old: Array, new: Array, axis: int | None, row: int, batch: int) -> bool:
+    """Whether what a request is given is as it was; NaN is as NaN."""
     if old.shape != new.shape or old.dtype != new.dtype:
         return False
-    if axis is not None:
-        old, new = old.take(row, axis), new.take(row, axis)
+    old, new = (_own(one, axis, row, batch) for one in (old, new))
     return bool(((old == new) | ((old != old) & (new != new))).all())  # noqa: PLR0124
+
+
+def _own(one: Array, axis: int | None, row: int, batch: int) -> Array:
+    """The rows of a request; everything where there are no rows for each."""
+    size = one.shape[axis] if axis is not None and axis < one.ndim else 0
+    each, rest = divmod(size, batch)
+    return one if rest or not each else one.take(range(row * each, (row + 1) * each), axis)
 
 
 @dataclass

@@ -31,27 +31,14 @@ VERSIONS = (11, 13, 17, 18, 21, 23)
 
 @dataclass(frozen=True)
 class RandomModel:
-    """A model whose outputs each have the batch along a dimension.
+    """A model whose outputs each have the batch along a dimension."""
 
-    Attributes:
-        builder: what made it.
-        inputs: what it is given.
-        outputs: with the batch along some dimension.
-        tied: whether all inputs name the batch alike; else that they are equal is assumed.
-    """
-
-    builder: Builder
+    model: onnx.ModelProto
     inputs: tuple[Spec, ...]
-    outputs: tuple[Held, ...]
-    tied: bool
+    results: tuple[Result, ...]
 
     def __str__(self) -> str:
         return onnx.printer.to_text(self.model)
-
-    @property
-    def results(self) -> tuple[Result, ...]:
-        last = self.outputs[-1]
-        return tuple(Result(one.name, one.dims.index(B), one is last) for one in self.outputs)
 
     @property
     def operators(self) -> frozenset[str]:
@@ -59,37 +46,18 @@ class RandomModel:
             name for function in self.model.functions for name in _operators(function.node)
         }
 
-    @cached_property
-    def model(self) -> onnx.ModelProto:
-        builder = self.builder
-        graph = helper.make_graph(
-            builder.nodes,
-            "random",
-            [self._input(spec) for spec in self.inputs],
-            [onnx.ValueInfoProto(name=one.name) for one in self.outputs],
-            [numpy_helper.from_array(one, name) for name, one in builder.stored.items()],
-        )
-        imports = [helper.make_opsetid(*one) for one in opsets(builder.version).items()]
-        return helper.make_model(
-            graph, opset_imports=imports, ir_version=10, functions=builder.functions
-        )
-
-    def _input(self, spec: Spec) -> onnx.ValueInfoProto:
-        def named(size: Extent) -> Extent:
-            return f"B of {spec.name}" if size == "B" and not self.tied else size
-
-        shape = [named(size) for size in spec.shape]
-        return helper.make_tensor_value_info(spec.name, TYPES[DTYPES[spec.dtype]], shape)
-
-    def verdicts(self) -> list[Verdict]:
-        labels = Labels(
+    @property
+    def labels(self) -> Labels:
+        """Whose the rows of inputs and outputs are."""
+        return Labels(
             {spec.name: spec.axis for spec in self.inputs if spec.axis is not None},
             {one.name: one.axis for one in self.results if one.axis is not None},
             tuple(spec.name for spec in self.inputs if spec.axis is None),
         )
-        found: dict[str, Verdict] = {
-            one.name: one.verdict for one in analyse_onnx(self.model, labels).outputs
-        }
+
+    def verdicts(self) -> list[Verdict]:
+        analysis = analyse_onnx(self.model, self.labels)
+        found: dict[str, Verdict] = {one.name: one.verdict for one in analysis.outputs}
         return [found[one.name] for one in self.results]
 
     @cached_property
@@ -132,7 +100,35 @@ def drawn(chance: random.Random, moves: Sequence[Move], careful: float) -> Rando
         wanted -= 1
         if not wanted:
             break
-    return RandomModel(builder, tuple(specs), tuple(outputs), chance.random() < 0.7)
+    results = [Result(one.name, one.dims.index(B), one is outputs[-1]) for one in outputs]
+    model = _model(builder, specs, outputs, tied=chance.random() < 0.7)
+    return RandomModel(model, tuple(specs), tuple(results))
+
+
+def _model(
+    builder: Builder, specs: Sequence[Spec], outputs: Sequence[Held], tied: bool
+) -> onnx.ModelProto:
+    """What was built; unless `tied`, each input has a name of its own for the batch."""
+
+    def input_of(spec: Spec) -> onnx.ValueInfoProto:
+        own: dict[Extent, Extent] = {} if tied else {"B": f"B of {spec.name}"}
+        shape = [own.get(size, size) for size in spec.shape]
+        return helper.make_tensor_value_info(spec.name, TYPES[DTYPES[spec.dtype]], shape)
+
+    graph = helper.make_graph(
+        builder.nodes,
+        "random",
+        [input_of(spec) for spec in specs],
+        [
+            helper.make_tensor_value_info(one.name, TYPES[one.dtype], [None] * one.rank)
+            for one in outputs
+        ],
+        [numpy_helper.from_array(one, name) for name, one in builder.stored.items()],
+    )
+    imports = [helper.make_opsetid(*one) for one in opsets(builder.version).items()]
+    return helper.make_model(
+        graph, opset_imports=imports, ir_version=10, functions=builder.functions
+    )
 
 
 def programs(
@@ -141,5 +137,5 @@ def programs(
     """Random models without end, each by a seed of its own."""
     for one in count(seed):
         made = drawn(random.Random(one), moves, careful)
-        if made.outputs:
+        if made.results:
             yield f"seed {one}", made

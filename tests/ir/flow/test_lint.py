@@ -163,6 +163,13 @@ def in_a_function(proto: onnx.ModelProto) -> None:
     proto.functions.append(helper.make_function("own", "Hidden", ["a"], ["b"], nodes, imports))
 
 
+def a_default_of_another_type(proto: onnx.ModelProto) -> None:
+    in_a_function(proto)
+    proto.functions[0].node[0].attribute[0].t.ClearField("raw_data")
+    default = proto.functions[0].attribute_proto.add(name="axis", i=1)
+    default.type = onnx.AttributeProto.FLOAT
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -178,6 +185,7 @@ def in_a_function(proto: onnx.ModelProto) -> None:
         no_attribute_type,
         another_attribute_type,
         in_a_function,
+        a_default_of_another_type,
     ],
 )
 def test_tensors_that_are_not_clear(spoil: Callable[[onnx.ModelProto], None]) -> None:
