@@ -42,7 +42,7 @@ def main(given: Sequence[str], options: Options, form: str, output: Path | None)
         raise commands.BadUsage(f"--format {form}: choose one of {', '.join(FORMATS)}.")
     reports = run(given, options, quiet=form != "text")
     if form == "text":
-        audit_text.show(reports, confirmed=options.witness is not None)
+        audit_text.show(reports)
     else:
         text = rendered(reports, form, _command(given, options))
         if output is None:
@@ -108,14 +108,13 @@ def run(given: Sequence[str], options: Options, *, quiet: bool) -> list[AuditRep
         for number, one in enumerate(several):
             progress(str(one), number, total)
             try:
-                if not isinstance(one, Path):
-                    model, inputs = commands.example(one, options.input_shapes)
-                    reports.append(auditing.audit(model, inputs=inputs, **arguments))
+                told = {**arguments, "witness": options.witness or False}
+                if isinstance(one, Path):
+                    told["optimized"] = options.optimized
+                    reports.append(auditing.audit(one, **told))
                 else:
-                    report = auditing.audit(one, optimized=options.optimized, **arguments)
-                    if options.witness is not None:
-                        report = confirm.confirm(report, one, options.witness)
-                    reports.append(report)
+                    model, inputs = commands.example(one, options.input_shapes)
+                    reports.append(auditing.audit(model, inputs=inputs, **told))
             except (PlanishError, OSError) as error:
                 if total == 1 or isinstance(error, confirm.Contradicted):
                     raise

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from planish.confirm import runnable
 from planish.ir.errors import PlanishError
 from planish.ir.flow.lint import load
 from planish.ir.isolation.labels import Labels
@@ -15,6 +17,22 @@ from planish.ir.isolation.programs import analyse_onnx, analyse_program
 from planish.ir.isolation.verdict import Analysis, analyse
 from planish.ir.program import Program
 from planish.lowering.artifact import MANIFEST, model_file
+from planish.runtime.runnable import Runnable
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was audited.
+
+    Attributes:
+        name: for people.
+        analysis: the verdict on it.
+        runnable: gives it in a form in which it can be run.
+    """
+
+    name: str
+    analysis: Analysis
+    runnable: Callable[[], Runnable]
 
 
 class BadTarget(PlanishError):
@@ -60,21 +78,21 @@ def _is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def analysed(
-    target: Any, inputs: Any, labels: Labels, symbolic_batch: bool
-) -> tuple[str, Analysis]:
-    """The name of a target, and the verdict on it; see `planish.audit` for the arguments.
+def analysed(target: Any, inputs: Any, labels: Labels, symbolic_batch: bool) -> Subject:
+    """A target with the verdict on it; see `planish.audit` for the arguments.
 
     Raises:
         BadTarget: if it cannot be read or exported.
     """
     if isinstance(target, Program):
         declared = labels if labels != Labels() else None
-        return target.source.name, analyse_program(target, declared)
+        analysis = analyse_program(target, declared)
+        return Subject(target.source.name, analysis, lambda: _of_program(target))
     if isinstance(target, str | Path):
         if inputs is not None:
             raise BadTarget("inputs= is for an nn.Module; a file says what its inputs are.")
-        return str(target), _of_path(Path(target), labels)
+        path = Path(target)
+        return Subject(str(target), _of_path(path, labels), lambda: runnable(path))
     return _of_torch(target, inputs, labels, symbolic_batch)
 
 
@@ -95,7 +113,7 @@ def _of_path(path: Path, labels: Labels) -> Analysis:
     return analyse_onnx(path, labels)
 
 
-def optimized(target: Any, labels: Labels) -> Analysis:
+def optimized(target: Any, labels: Labels) -> Subject:
     """The verdict on what ONNX Runtime makes of a file when it loads it.
 
     Raises:
@@ -119,15 +137,21 @@ def optimized(target: Any, labels: Labels) -> Analysis:
         except Exception as error:  # onnxruntime raises many kinds
             reason = str(error).strip().partition("\n")[0]
             raise BadTarget(f"{path}: ONNX Runtime cannot load it: {reason}") from error
-        return analyse_onnx(made, labels)
+        analysis = analyse_onnx(made, labels)
+    return Subject(f"{target} (optimized)", analysis, lambda: runnable(path))
 
 
-def _of_torch(
-    target: Any, inputs: Any, labels: Labels, symbolic_batch: bool
-) -> tuple[str, Analysis]:
+def _of_program(program: Program) -> Runnable:
+    from planish.runtime.slopes import of_program  # noqa: PLC0415
+
+    return of_program(program)
+
+
+def _of_torch(target: Any, inputs: Any, labels: Labels, symbolic_batch: bool) -> Subject:
     import torch  # noqa: PLC0415
 
     from planish.ir.flow.fx import read_exported  # noqa: PLC0415
+    from planish.runtime.slopes import of_exported  # noqa: PLC0415
 
     name = type(target).__name__
     if isinstance(target, torch.nn.Module):
@@ -140,7 +164,8 @@ def _of_torch(
             "ExportedProgram or a Program."
         )
     functional = target.run_decompositions({})
-    return name, analyse(lambda ties: read_exported(functional, ties), labels)
+    analysis = analyse(lambda ties: read_exported(functional, ties), labels)
+    return Subject(name, analysis, lambda: of_exported(functional))
 
 
 def _exported(module: Any, inputs: Any, labels: Labels, symbolic_batch: bool) -> Any:

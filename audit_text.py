@@ -13,13 +13,13 @@ from planish.waivers import Waiver
 _STYLES = {"isolated": "green", "leaks": "bold red", "unproven": "yellow"}
 
 
-def show(reports: Sequence[AuditReport | Unreadable], *, confirmed: bool = False) -> None:
+def show(reports: Sequence[AuditReport | Unreadable]) -> None:
     """Print the verdicts for people: findings in full for one target, a table for many."""
     if len(reports) > 1:
         _table(reports)
     for report in reports:
         if isinstance(report, AuditReport) and (len(reports) == 1 or report.findings):
-            _show_one(report, confirmed)
+            _show_one(report)
 
 
 def _table(reports: Sequence[AuditReport | Unreadable]) -> None:
@@ -35,7 +35,7 @@ def _table(reports: Sequence[AuditReport | Unreadable]) -> None:
     console.out.print(", ".join(f"{count} {word}" for word, count in counts.items() if count))
 
 
-def _show_one(report: AuditReport, confirmed: bool) -> None:
+def _show_one(report: AuditReport) -> None:
     out = console.out
     out.print()
     out.print(report.target, markup=False, soft_wrap=True)
@@ -47,9 +47,8 @@ def _show_one(report: AuditReport, confirmed: bool) -> None:
             out.print(f"  {output.name}: {output.verdict}", markup=False, soft_wrap=True)
     for number, finding in enumerate(report.findings, 1):
         _show_finding(number, finding, report.waiver(finding))
-    if confirmed:
-        for line in confirm.lines(report):
-            out.print(line, markup=False, soft_wrap=True)
+    for line in confirm.lines(report):
+        out.print(line, markup=False, soft_wrap=True)
     for line in report.warnings:
         out.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
     _show_grounds(report)

@@ -11,9 +11,11 @@ from typing import Any
 
 from planish import audit_targets
 from planish.audit_spec import read_spec
+from planish.confirm import confirm
 from planish.ir.isolation.labels import Labels, Owners
 from planish.ir.isolation.programs import EXIT_CODES, NOT_COVERED
 from planish.ir.isolation.verdict import Analysis, Finding
+from planish.runtime.witness import Witness
 from planish.waivers import Waiver, applied, parse
 
 
@@ -28,6 +30,8 @@ class AuditReport(Analysis):
         numerics: what was seen of rounding when the model was run (`planish.confirm`).
         waivers: those that cover a finding and hold today.
         warnings: waivers that are over, or cover nothing.
+        confirmed: whether the model was run, to search for witnesses and to check proofs.
+        witnesses: pairs of batches by which rows of another request move.
     """
 
     target: str
@@ -36,6 +40,8 @@ class AuditReport(Analysis):
     numerics: tuple[str, ...] = ()
     waivers: tuple[Waiver, ...] = ()
     warnings: tuple[str, ...] = ()
+    confirmed: bool = False
+    witnesses: tuple[Witness, ...] = field(default=(), compare=False)
 
     def waiver(self, finding: Finding) -> Waiver | None:
         """The waiver that covers a finding, if one does."""
@@ -114,6 +120,7 @@ def audit(
     symbolic_batch: bool = True,
     optimized: bool = False,
     waivers: Sequence[Waiver | Mapping[str, Any]] = (),
+    witness: bool | str | Path = False,
 ) -> AuditReport:
     """Prove that requests in one batch stay apart, or show how one reaches another.
 
@@ -140,8 +147,12 @@ def audit(
         waivers: findings that were looked at and accepted: mappings with `reason`, `expires`, and
             `operator` or `node` (globs) or both, and perhaps `kind`. They change the exit code,
             not the verdict.
+        witness: run the model, too: search for witnesses of what leaks, and check what is proven.
+            A path is the folder to which witnesses are written.
 
     Raises:
+        planish.confirm.Contradicted: if running the model contradicts its proof.
+        planish.confirm.CannotRun: with `witness`, if it cannot be run.
         planish.audit_targets.BadTarget: if the target cannot be read or exported.
         planish.waivers.BadWaiver: if a waiver says no reason, no last day, or what it is about.
         planish.audit_spec.BadSpec: if the file cannot be understood.
@@ -158,19 +169,23 @@ def audit(
     accepted = parse([*told.get("waivers", ()), *waivers])
     start = time.perf_counter()
     if optimized:
-        name, analysis = f"{target} (optimized)", audit_targets.optimized(target, labels)
+        subject = audit_targets.optimized(target, labels)
     else:
-        name, analysis = audit_targets.analysed(target, inputs, labels, symbolic_batch)
+        subject = audit_targets.analysed(target, inputs, labels, symbolic_batch)
+    analysis = subject.analysis
     seconds = time.perf_counter() - start
     hold, warnings = applied(accepted, analysis.findings, date.today())
-    return AuditReport(
+    report = AuditReport(
         **vars(analysis),
-        target=name,
+        target=subject.name,
         seconds=seconds,
         owners=labels.owners,
         waivers=hold,
         warnings=warnings,
     )
+    if witness is False:
+        return report
+    return confirm(report, subject.runnable(), None if witness is True else Path(witness))
 
 
 def summarize(reports: Sequence[AuditReport | Unreadable]) -> dict[str, Any]:

@@ -160,7 +160,8 @@ def audit(
         Option(help="Rows of one request: 2 (two neighbours), or owners such as 0,1,0,1."),
     ] = None,
     spec: Annotated[
-        Path | None, Option(help="A YAML file with batch_axes, output_axes, shared, ...")
+        Path | None,
+        Option(help="A YAML file with batch_axes, ..., contracts of operators, and waivers."),
     ] = None,
     input_shape: Annotated[
         list[str] | None,
@@ -173,8 +174,8 @@ def audit(
     witness: Annotated[
         Path | None,
         Option(
-            help="Run ONNX models and artifacts too: write two batches that show a leak to this "
-            "folder, and check proofs."
+            help="Run the model too: write two batches that show a leak to this folder, and check "
+            "proofs."
         ),
     ] = None,
     fix: Annotated[

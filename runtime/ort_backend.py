@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,9 +29,13 @@ class OnnxBackend:
     """
 
     def __init__(
-        self, model: Path, provider: Provider = "auto", threads: int | None = None
+        self,
+        model: Path,
+        provider: Provider = "auto",
+        threads: int | None = None,
+        libraries: Sequence[str] = (),
     ) -> None:
-        self._session = _start(model, provider, threads)
+        self._session = _start(model, provider, threads, libraries)
         on_cuda = "CUDAExecutionProvider" in self._session.get_providers()
         self.provider: Literal["cpu", "cuda"] = "cuda" if on_cuda else "cpu"
         if provider == "cuda" and not on_cuda:
@@ -71,7 +75,7 @@ class OnnxBackend:
             binding.bind_cpu_input(name, fed)
 
 
-def _start(model: Path, provider: Provider, threads: int | None) -> Any:
+def _start(model: Path, provider: Provider, threads: int | None, libraries: Sequence[str]) -> Any:
     available = onnxruntime.get_available_providers()
     if provider == "cuda" and "CUDAExecutionProvider" not in available:
         raise CannotOpen(
@@ -89,6 +93,8 @@ def _start(model: Path, provider: Provider, threads: int | None) -> Any:
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
+        for library in libraries:
+            options.register_custom_ops_library(library)
         return onnxruntime.InferenceSession(
             model, options, providers=[name for name in names if name in available]
         )

@@ -6,7 +6,7 @@ import pytest
 
 from planish import assets
 from planish.auditing import audit
-from planish.confirm import confirm
+from planish.confirm import confirm, runnable
 from planish.repairing import fix
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def test_float_and_weight_only_models_are_isolated(asset: str, file: str) -> Non
 @pytest.mark.parametrize(("asset", "file"), [ISOLATED[0], ISOLATED[1]])
 def test_running_them_does_not_contradict_the_proof(asset: str, file: str, tmp_path: Path) -> None:
     path = assets.fetch(asset) / file
-    confirm(audit(path), path, tmp_path)
+    audit(path, witness=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -50,12 +50,12 @@ def test_dynamic_quantization_is_found_witnessed_and_repaired(asset: str, tmp_pa
     assert len(report.findings) == places
     assert {one.operator for one in report.findings} == {"ai.onnx::DynamicQuantizeLinear@11"}
     assert all(one.path[0].operator == "input" for one in report.findings)
-    confirmed = confirm(report, path, tmp_path)
+    confirmed = confirm(report, runnable(path), tmp_path)
     assert all(one.witness for one in confirmed.findings)
     fixed = fix(path, tmp_path / "fixed.onnx")
     assert len(fixed.changes) == places
     assert fixed.report.verdict == "isolated"
-    confirm(audit(tmp_path / "fixed.onnx"), tmp_path / "fixed.onnx", tmp_path / "none")
+    audit(tmp_path / "fixed.onnx", witness=tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
-import planish
-from planish import cli, confirm
-from planish.auditing import AuditReport
-from planish.runtime.witness import BadWitness, InputSpec, Witness, replay, search
+from planish import audit_targets, cli, confirm
+from planish.runtime.runnable import CannotRun
+from planish.runtime.search import InputSpec, search
+from planish.runtime.witness import BadWitness, Witness, replay
 from support.graphs import onnx_model
 
 X = [InputSpec("x", (3, 4), "float32", 0)]
@@ -125,14 +125,17 @@ def test_the_command_line_writes_and_replays(
 def test_a_proof_that_a_run_contradicts_exits_with_4(
     leaking: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = planish.audit
+    real = audit_targets.analysed
 
-    def believing(*args: Any, **kwargs: Any) -> AuditReport:
-        report = real(*args, **kwargs)
-        outputs = tuple(dataclasses.replace(one, verdict="isolated") for one in report.outputs)
-        return dataclasses.replace(report, verdict="isolated", outputs=outputs, findings=())
+    def believing(*args: Any) -> audit_targets.Subject:
+        found = real(*args)
+        outputs = [dataclasses.replace(one, verdict="isolated") for one in found.analysis.outputs]
+        analysis = dataclasses.replace(
+            found.analysis, verdict="isolated", outputs=tuple(outputs), findings=()
+        )
+        return dataclasses.replace(found, analysis=analysis)
 
-    monkeypatch.setattr("planish.auditing.audit", believing)
+    monkeypatch.setattr("planish.audit_targets.analysed", believing)
     assert cli.main(["audit", str(leaking), "--witness", str(leaking.parent / "found")]) == 4
     error = capsys.readouterr().err
     assert "proven isolated" in error
@@ -140,7 +143,7 @@ def test_a_proof_that_a_run_contradicts_exits_with_4(
 
 
 def test_a_checkpoint_without_an_export_is_not_run(tmp_path: Path) -> None:
-    with pytest.raises(confirm.CannotRun, match="convert it first"):
+    with pytest.raises(CannotRun, match="convert it first"):
         confirm.replayed(_saved(tmp_path), tmp_path)
 
 
