@@ -219,12 +219,9 @@ def _common_weight(
     return weights.pop() if len(weights) == 1 else None
 
 
-def periodic(one: Map, dim: int, start: Count, size: Count) -> bool:
-    """Whether the digits of `dim` repeat so that a part at `start` has them unchanged."""
-    return all(
-        divides(digit.stride * digit.extent, start) and divides(digit.stride * digit.extent, size)
-        for digit in one.at(dim)
-    )
+def periodic(one: Map, dim: int, size: Count) -> bool:
+    """Whether the digits of `dim` repeat every `size` elements."""
+    return all(divides(digit.stride * digit.extent, size) for digit in one.at(dim))
 
 
 def diagonal(one: Map, first: int, second: int, rank: int) -> Map:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -187,19 +187,22 @@ class Interpreter:
 
     def reshape(self, found: Dependence, before: Shape, shape: Shape) -> Dependence:
         """What `found`, of a value of shape `before`, becomes under another shape."""
+        old, new = (", ".join(map(str, sizes)) for sizes in (before, shape))
+        return self._mapped(
+            found,
+            lambda one: digits.reshaped(one, before, shape),
+            f"a reshape from [{old}] to [{new}] cuts across the requests",
+        )
+
+    def _mapped(
+        self, found: Dependence, move: Callable[[Map], Map | None], why: str
+    ) -> Dependence:
+        """`found` with its maps moved; where one cannot be, requests meet, for this reason."""
         if not found.maps:
             return found
-        maps: set[Map] = set()
-        causes = set(found.causes)
-        for one in found.maps:
-            after = digits.reshaped(one, before, shape)
-            if after is None:
-                old, new = (", ".join(map(str, sizes)) for sizes in (before, shape))
-                why = f"a reshape from [{old}] to [{new}] cuts across the requests"
-                causes.add(self.cause("value", why))
-            else:
-                maps.add(after)
-        return Dependence(frozenset(maps), frozenset(causes))
+        moved = [move(one) for one in found.maps]
+        causes = {self.cause("value", why)} if None in moved else frozenset[Cause]()
+        return Dependence(frozenset(one for one in moved if one is not None), found.causes | causes)
 
     def _diagonal(self, expression: Diagonal) -> Dependence:
         found = self.of(expression.value)
@@ -210,23 +213,16 @@ class Interpreter:
 
     def slice(self, part: Slice) -> Dependence:
         """What a slice depends on."""
-        found = self.of(part.value)
-        if not found.maps:
-            return found
-        maps: set[Map] = set()
-        causes = set(found.causes)
-        old = part.value.shape[part.dim]
-        for one in found.maps:
-            if one.at(part.dim):
-                after = digits.sliced(one, part.dim, old, part.start, part.step, part.size)
-            else:
-                after = one
-            if after is None:
-                why = f"a slice of {_dimension(part.dim, old)} takes parts of different requests"
-                causes.add(self.cause("value", why))
-            else:
-                maps.add(after)
-        return Dependence(frozenset(maps), frozenset(causes))
+        dim, old = part.dim, part.value.shape[part.dim]
+        return self._mapped(
+            self.of(part.value),
+            lambda one: (
+                digits.sliced(one, dim, old, part.start, part.step, part.size)
+                if one.at(dim)
+                else one
+            ),
+            f"a slice of {_dimension(dim, old)} takes parts of different requests",
+        )
 
     def _concat(self, concat: Concat) -> Dependence:
         dim = concat.dim
@@ -254,16 +250,9 @@ class Interpreter:
             whole = digits.joined(parts, [begin for _, _, begin in single], dim, total)
             if whole is not None:
                 return Dependence(frozenset({whole}), causes)
+        # A part begins where whole periods of the digits end, for every part is so many of them.
         repeating = all(
-            digits.periodic(one, dim, begin, size)
-            for each, size, begin in zip(crossing, sizes, starts, strict=True)
-            for one in each
-        ) and all(
-            # What has no digit here may be of another period: every part has to fit.
-            digits.periodic(one, dim, 0, size)
-            for each in crossing
-            for one in each
-            for size in sizes
+            digits.periodic(one, dim, size) for each in crossing for one in each for size in sizes
         )
         kept = frozenset(one for each in crossing for one in each)
         if repeating:

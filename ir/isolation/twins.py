@@ -37,6 +37,9 @@ BY_ROW = frozenset(
 )
 """Kinds of `Reads` that treat all places of a dimension that they do not mix alike."""
 
+OF_ALL = ("contract", "gather")
+"""Those that read all of an operand and do with it the same for every row."""
+
 
 class Apart(Exception):
     """An expression does not treat arranged rows alike, each by itself."""
@@ -163,11 +166,13 @@ class Twins:
         for operand in reads.operands:
             # What is the same for all rows may join them; what differs from one place of the
             # arrangement to the next, such as a position, is in no order of theirs.
-            if self.place(operand.value) is None and any(
-                tag == place.dim and size != 1
-                for tag, size in zip(operand.tags, operand.value.shape, strict=True)
-            ):
-                raise Apart
+            inner = self.place(operand.value)
+            for dim, tag in enumerate(operand.tags):
+                own = inner is not None and inner.dim == dim
+                # What is read whole may be read at the place of each row, save by a product.
+                whole = isinstance(tag, str) and inner is None and reads.kind not in OF_ALL
+                if (tag == place.dim or whole) and not own and operand.value.shape[dim] != 1:
+                    raise Apart
         return place
 
     def swapped(self, expression: Expression) -> Expression:

@@ -114,7 +114,7 @@ def analyse(read: Read, labels: Labels) -> Analysis:
     flow, assumed = put_back(resolve(flow))
     interpreter = Interpreter({value: labels.of_input(value, batch) for value in flow.inputs})
     interpreter.run(flow)
-    judged = list(_judged(flow, labels, interpreter.dependences))
+    judged = list(_judged(flow, labels, batch, interpreter.dependences))
     findings = _findings(judged, Paths(flow, interpreter.dependences))
     kinds: set[Kind] = {finding.kind for finding in findings}
     return Analysis(
@@ -166,8 +166,9 @@ class _Judged:
         return _verdict(kinds)
 
 
-def _judged(flow: Flow, labels: Labels, found: Mapping[Value, Dependence]) -> Iterable[_Judged]:
-    batch = labels.batch(flow.inputs)
+def _judged(
+    flow: Flow, labels: Labels, batch: Count | None, found: Mapping[Value, Dependence]
+) -> Iterable[_Judged]:
     for name, value in flow.outputs.items():
         if name in labels.internal:
             continue
@@ -175,11 +176,10 @@ def _judged(flow: Flow, labels: Labels, found: Mapping[Value, Dependence]) -> It
         allowed = _allowed(name, value, labels, batch)
         wrong = frozenset(one for one in has.maps if one not in allowed)
         yield _Judged(name, value, has.causes, wrong, _requests(has.maps, wrong))
-    inputs = {value: value for value in flow.inputs}
     for state in flow.states:
         has = found[state.after]
         before = found.get(state.before)
-        own = before.maps if before is not None and state.before in inputs else frozenset()
+        own = before.maps if before is not None and state.before in flow.inputs else frozenset()
         wrong = frozenset(one for one in has.maps if one not in own)
         name = f"state {state.name}"
         yield _Judged(name, state.after, has.causes, wrong, _requests(has.maps, wrong), True)

@@ -152,13 +152,10 @@ def attention(call: Call) -> Result:
     ):
         call.get(name)
     shape = call.shape
-    out = attended(query, key, value, mask if isinstance(mask, Expression) else None, shape)
-    if call.get("is_causal") or call.get("dropout_p"):
-        out = pointwise("copy", out, law=ByPlace())
-    rest = [
-        _statistics(query, key, mask if isinstance(mask, Expression) else None, output.shape)
-        for output in call.outputs[1:]
-    ]
+    bias = mask if isinstance(mask, Expression) else None
+    out = attended(query, key, value, bias, shape)
+    rest = [_statistics(query, key, bias, output.shape) for output in call.outputs[1:]]
+    call.get("is_causal"), call.get("dropout_p")
     return (out, *rest)
 
 
@@ -192,7 +189,7 @@ def attended(
     )
     if mask is not None:
         scores = pointwise("nonlinear", scores, mask, shape=scores.shape)
-    weights = along("softmax", scores, (lead + 1,))
+    weights = along("softmax", scores, (lead + 1,), law=ByPlace())  # it may be causal
     return contraction(
         shape,
         (weights, (*places, lead, "positions")),
@@ -242,7 +239,7 @@ def _statistics(
     if mask is not None:
         first = lead + 2 - len(mask.shape)
         operands.append(Operand(mask, (*range(first, lead + 1), "positions")))
-    return Reads(shape, tuple(operands), "statistic")
+    return Reads(shape, tuple(operands), "statistic", law=ByPlace())
 
 
 def rotary(call: Call) -> Expression:

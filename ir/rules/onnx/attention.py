@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planish.ir.flow.call import NotCovered, Result
+from planish.ir.flow.laws import ByPlace
 from planish.ir.flow.polynomial import Count, quotient
 from planish.ir.flow.vocabulary import (
     Concat,
@@ -50,7 +51,7 @@ def scores(
     """How much each position attends to each: [B, H, T, S], every number out of its whole row."""
     row = attended(query, key, key, mask, query.shape)
     operand = Operand(row, (0, 1, 2, "width"))
-    return Reads((*query.shape[:3], positions), (operand,), "statistic")
+    return Reads((*query.shape[:3], positions), (operand,), "statistic", law=ByPlace())
 
 
 _SETTINGS = [
@@ -78,7 +79,7 @@ def attention(call: OnnxCall) -> Result:
     table = scores(query, key, mask, key.shape[2])
     if lengths is not None:
         out, table = (
-            Reads(one.shape, (aligned(one, 4), Operand(lengths, (0,))), "contract")
+            Reads(one.shape, (aligned(one, 4), Operand(lengths, (0,))), "contract", law=ByPlace())
             for one in (out, table)
         )
     results = (side_by_side(out) if flat else out, key, value, table)

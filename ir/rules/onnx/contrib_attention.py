@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planish.ir.flow.call import NotCovered, Result
+from planish.ir.flow.laws import ByPlace
 from planish.ir.flow.polynomial import Count, Polynomial, quotient
 from planish.ir.flow.vocabulary import Concat, Expression, Operand, Reads, Shape
 from planish.ir.rules.onnx.attention import by_head, rotated
@@ -35,7 +36,7 @@ def own_sample(
     """Each element reads its sample's part of `rows`, and all of `weights`."""
     operands = [Operand(one, (batch, *(f"r{d}" for d in range(1, len(one.shape))))) for one in rows]
     operands += [Operand(one, tuple(f"w{d}" for d in range(len(one.shape)))) for one in weights]
-    return Reads(shape, tuple(operands), "contract")
+    return Reads(shape, tuple(operands), "contract", law=ByPlace())
 
 
 def _mask(call: OnnxCall, place: int, batch: Count) -> list[Expression]:
@@ -93,7 +94,9 @@ def packed(call: OnnxCall) -> Result:
     state = call.optional(past)
     held = [Operand(state, ("kv", 0, "h", "t", "d"))] if state is not None else []
     out = own_sample((batch, length, hidden), rows, weights)
-    results: list[Expression] = [Reads(out.shape, (*_operands(out), *held), "contract")]
+    results: list[Expression] = [
+        Reads(out.shape, (*_operands(out), *held), "contract", law=ByPlace())
+    ]
     if len(call.outputs) > 1:
         total = length + (state.shape[3] if state is not None else 0)
         width = quotient(hidden, heads)
@@ -101,7 +104,7 @@ def packed(call: OnnxCall) -> Result:
             raise NotCovered("a width that heads do not divide")
         kept = own_sample((2, batch, heads, total, width), [value], weights, batch=1)
         before = [Operand(state, ("kv", 1, "h", "t", "d"))] if state is not None else []
-        results.append(Reads(kept.shape, (*_operands(kept), *before), "contract"))
+        results.append(Reads(kept.shape, (*_operands(kept), *before), "contract", law=ByPlace()))
     return tuple(results)
 
 

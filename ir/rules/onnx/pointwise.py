@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planish.ir.flow.call import NotCovered, Result
 from planish.ir.flow.known import Numbers
+from planish.ir.flow.laws import ByPlace
 from planish.ir.flow.vocabulary import Expression, Fill, Reshape, pointwise
 from planish.ir.rules.onnx.call import Items, OnnxCall, OnnxRule, named
 from planish.ir.rules.onnx.sizes import joined_shape
@@ -136,7 +137,7 @@ def dropout(call: OnnxCall) -> Result:
     off = call.version >= 7 and (
         not call.given(2) or (isinstance(training, Numbers) and not any(training.array.flat))
     )
-    out = pointwise("copy" if off else "linear", value, *([] if off else settings))
+    out = pointwise("copy", value) if off else pointwise("linear", value, *settings, law=ByPlace())
     mask = pointwise("nonlinear", *settings, shape=value.shape) if settings else Fill(value.shape)
     return (out, mask)[: len(call.outputs)]
 
@@ -144,13 +145,13 @@ def dropout(call: OnnxCall) -> Result:
 def trilu(call: OnnxCall) -> Expression:
     """`Trilu(x, k)`: clears elements by their place alone."""
     call.ignore("upper")
-    return pointwise("nonlinear", *call.inputs(), shape=call.input(0).shape)
+    return pointwise("nonlinear", *call.inputs(), shape=call.input(0).shape, law=ByPlace())
 
 
 def bernoulli(call: OnnxCall) -> Expression:
     """`Bernoulli(x)`: zeroes and ones by chance, with the probability at its place."""
     call.ignore("dtype", "seed")
-    return pointwise("nonlinear", call.input(0))
+    return pointwise("nonlinear", call.input(0), law=ByPlace())
 
 
 RULES = (

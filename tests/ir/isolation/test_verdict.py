@@ -16,11 +16,6 @@ AUTO = torch.export.Dim.AUTO
 HIGHER_ORDER: Any = vars(torch)["_higher_order_ops"]  # torch has no public names for them
 
 
-class Function(nn.Module):
-    def forward(self, *inputs: Tensor) -> Any:
-        raise NotImplementedError
-
-
 def audited(model: nn.Module, inputs: Sequence[Tensor] = (X,), **labels: Any) -> Analysis:
     shapes = tuple({0: AUTO} if x.dim() else None for x in inputs)
     exported = torch.export.export(model, tuple(inputs), dynamic_shapes=shapes)
