@@ -12,6 +12,7 @@ from planish.ir.flow import onnx_proto as proto
 from planish.ir.flow.call import Call, NotCovered, Rule, apply, unknown
 from planish.ir.flow.graph import Node
 from planish.ir.flow.known import Known, of
+from planish.ir.flow.malformed import AmbiguousGraph
 from planish.ir.flow.onnx_context import Context
 from planish.ir.flow.vocabulary import UNRANKED, Expression, Fill, Opaque, Unranked, Value
 from planish.ir.rules.onnx import LATEST, LEARN, RULES
@@ -89,14 +90,20 @@ class Scope:
         return value
 
     def read(self, nodes: Iterable[NodeProto]) -> None:
-        """Read nodes in order."""
+        """Read nodes in order.
+
+        Raises:
+            AmbiguousGraph: if a node has an output that its graph or function does not give.
+        """
         from planish.ir.flow.onnx_control import CONTROL, is_whole  # noqa: PLC0415  (it reads graphs)
 
         for node in nodes:
             self.context.step()
             domain = plain_domain(node.domain)
             function = self.context.functions.get((domain, node.op_type, node.overload))
-            if function is not None and self.depth < DEEPEST:
+            if f"{domain}::{node.op_type}" in self.context.declared:
+                self._operator(node, domain)
+            elif function is not None and self.depth < DEEPEST:
                 self._inline(node, function)
             elif domain == "" and self.depth < DEEPEST and is_whole(node):
                 this: Any = self  # type checkers may see this file under two names
@@ -105,6 +112,12 @@ class Scope:
                 self._constant(node)
             else:
                 self._operator(node, domain)
+            for name in node.output:
+                if name not in self.names:
+                    raise AmbiguousGraph(
+                        f"Node {node.name or node.op_type} is to give {name!r}, which its own "
+                        "graph or function does not. Give both as many outputs."
+                    )
 
     def given(self, node: NodeProto) -> dict[str, AttributeProto]:
         """A node's attributes, those of an enclosing function call put in."""
@@ -149,6 +162,8 @@ class Scope:
         rule = RULES.get((domain, node.op_type))
         if schema is None and not self._without_schema(domain, node.op_type, version):
             rule = None
+        if declared := self.context.declared.get(f"{domain}::{node.op_type}"):
+            rule = cast("OnnxRule", declared)
         given = self.given(node)
         attributes = {name: proto.attribute_value(one) for name, one in given.items()}
         inputs = [self.argument(name) for name in node.input]

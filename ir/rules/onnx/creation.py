@@ -15,7 +15,7 @@ from planish.ir.flow.vocabulary import (
     everything,
     pointwise,
 )
-from planish.ir.rules.onnx.call import OnnxCall, OnnxLearn, named
+from planish.ir.rules.onnx.call import OnnxCall, OnnxLearn, named, of_rank
 from planish.ir.rules.onnx.sizes import by_data, least
 
 
@@ -85,10 +85,10 @@ def count_up(call: OnnxCall) -> Expression:
     length = _length(call)
     if length is not None:
         return Fill((length,))
-    values = call.tensors()
+    values = [of_rank(one, 0, 1) for one in call.tensors()]
     if all((call.control(place) is None) for place in range(3)):
         why = "how long a range is depends on the data"
-        return Opaque((call.fresh(),), values, why, "shape")
+        return Opaque((call.fresh(),), tuple(values), why, "shape")
     return pointwise("nonlinear", *values, shape=(call.fresh(),))
 
 

@@ -3,7 +3,7 @@
 What is asserted: reading raises nothing but planish's own errors. And if an output of a damaged
 model is called isolated, and ONNX Runtime or onnx's own evaluator still runs the file, then no row
 of it moves when the other requests are replaced. A file that neither runs reaches nobody, whatever
-it is called; files that readers understand in several ways are refused (tests/ir/flow/test_lint.py).
+it is called; what readers understand in several ways is refused (tests/ir/flow/test_lint.py).
 """
 
 import random
