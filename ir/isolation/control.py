@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from planish.ir.flow.polynomial import Count, Polynomial, substitute
@@ -30,11 +32,37 @@ def _branch(branch: Branch, interpreter: Interpreter) -> Dependence:
     given = [interpreter.of(operand) for operand in branch.operands]
     result = interpreter.decided(interpreter.of(branch.predicate), "which branch all take")
     for body in branch.bodies:
-        result = result | interpreter.body(body, given)[branch.index]
+        outputs = interpreter.once(body, partial(interpreter.body, body, given))
+        result = result | outputs[branch.index]
     return result
 
 
 def _loop(loop: Loop, interpreter: Interpreter) -> Dependence:
+    """One output of a loop, whose fixed point is found once for all of them."""
+    found: _Fixed = interpreter.once(loop.body, lambda: _fixed_point(loop, interpreter))
+    if loop.index < len(loop.carried):
+        return found.carried[loop.index] | found.stop
+    return _stacked(found.outputs[loop.index], found.trip, loop, interpreter) | found.stop
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """What holds in every iteration.
+
+    Attributes:
+        trip: the symbol of the iteration's number.
+        carried: what is carried.
+        outputs: what an iteration gives.
+        stop: what follows from who decides how often all iterate.
+    """
+
+    trip: str
+    carried: Sequence[Dependence]
+    outputs: Sequence[Dependence]
+    stop: Dependence
+
+
+def _fixed_point(loop: Loop, interpreter: Interpreter) -> _Fixed:
     """The fixed point over the carried values; iterations are told apart by a symbol."""
     trip = f"trip of {interpreter.place}"
     number = len(loop.carried)
@@ -44,7 +72,7 @@ def _loop(loop: Loop, interpreter: Interpreter) -> Dependence:
     decided = interpreter.of(loop.trips) if loop.trips is not None else NOTHING
     outputs: tuple[Dependence, ...] = ()
     for _ in range(2 * MANY):
-        outputs = interpreter.body(loop.body, [*carried, *elements, *fixed], again=True)
+        outputs = interpreter.body(loop.body, [*carried, *elements, *fixed])
         after = [
             one | _kept(other, trip, interpreter)
             for one, other in zip(carried, outputs[:number], strict=True)
@@ -57,10 +85,7 @@ def _loop(loop: Loop, interpreter: Interpreter) -> Dependence:
     else:
         cause = interpreter.cause("unknown", "the loop was not understood within bounds")
         decided = decided | Dependence(frozenset(), frozenset({cause}))
-    stop = interpreter.decided(decided, "how often all iterate")
-    if loop.index < number:
-        return carried[loop.index] | stop
-    return _stacked(outputs[loop.index], trip, loop, interpreter) | stop
+    return _Fixed(trip, carried, outputs, interpreter.decided(decided, "how often all iterate"))
 
 
 def _element(operand: Expression, trip: Count, interpreter: Interpreter) -> Dependence:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import Any
+from typing import Any, TypeVar
 
 from planish.ir.flow.graph import Flow, Node
 from planish.ir.flow.polynomial import Count
@@ -25,6 +25,8 @@ from planish.ir.flow.vocabulary import (
 from planish.ir.isolation import control, digits
 from planish.ir.isolation.dependence import MANY, NOTHING, Cause, Dependence, Kind
 from planish.ir.isolation.digits import Map
+
+T = TypeVar("T")
 
 READING = {
     "softmax": "a softmax over",
@@ -55,7 +57,7 @@ class Interpreter:
         self.dependences: dict[Value, Dependence] = dict(given)
         self._node = Node("", "", (), ())
         self._inside = ""
-        self._nested: dict[Flow, tuple[Dependence, ...]] = {}  # of the node at work
+        self._nested: dict[Flow, Any] = {}  # what was found once, of the node at work
 
     def run(self, flow: Flow) -> None:
         """Analyse every node, in order."""
@@ -118,19 +120,21 @@ class Interpreter:
             causes.add(self.cause("control", f"one request decides {what}"))
         return Dependence(frozenset(), frozenset(causes))
 
-    def body(
-        self, flow: Flow, given: Sequence[Dependence], again: bool = False
-    ) -> tuple[Dependence, ...]:
-        """What the outputs of a nested graph depend on; analysed once a node, unless `again`."""
-        if again or flow not in self._nested:
-            outer, inside, nested = self._node, self._inside, self._nested
-            self._inside, self._nested = f"{inside}{outer.name}/", {}
-            self.dependences.update(zip(flow.inputs, given, strict=True))
-            self.run(flow)
-            self._node, self._inside, self._nested = outer, inside, nested
-            outputs = flow.outputs.values()
-            self._nested[flow] = tuple(self.of(one) for one in outputs)
-        return self._nested[flow]
+    def once(self, flow: Flow, find: Callable[[], T]) -> T:
+        """What is found of a nested graph, looked for once a node: its outputs share it."""
+        if flow not in self._nested:
+            self._nested[flow] = find()
+        found: T = self._nested[flow]
+        return found
+
+    def body(self, flow: Flow, given: Sequence[Dependence]) -> tuple[Dependence, ...]:
+        """What the outputs of a nested graph depend on."""
+        outer, inside, nested = self._node, self._inside, self._nested
+        self._inside, self._nested = f"{inside}{outer.name}/", {}
+        self.dependences.update(zip(flow.inputs, given, strict=True))
+        self.run(flow)
+        self._node, self._inside, self._nested = outer, inside, nested
+        return tuple(self.of(one) for one in flow.outputs.values())
 
     @property
     def place(self) -> str:
