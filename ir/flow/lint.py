@@ -189,8 +189,8 @@ def _check_nodes(
                     "defines: the graph is not sorted, has a cycle, or lacks a part. Sort its "
                     "nodes or export it again."
                 )
-        own = f"node {_named(node)} of {where}"
-        _check_attributes(node.attribute, defined | outer, folder, depth, own)
+        place = f"node {_named(node)} of {where}"
+        _check_attributes(node.attribute, defined | outer, folder, depth, place)
         for name in filter(None, node.output):
             if name in defined or name in outer:
                 raise AmbiguousGraph(

@@ -50,7 +50,8 @@ def damaged(model: onnx.ModelProto, chance: random.Random) -> bytes:
     changed.CopyFrom(model)
     for _ in range(chance.randint(1, 3)):
         _change(changed, chance)
-    return changed.SerializeToString()
+    content: bytes = changed.SerializeToString()
+    return content
 
 
 def _bytes(content: bytes, chance: random.Random) -> bytes:
