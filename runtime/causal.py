@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from planish.ir.carried import carried
 from planish.ir.errors import PlanishError
 from planish.runtime.values import Array, BadInput, Value
 
@@ -73,14 +74,11 @@ def state_names(inputs: Iterable[str], outputs: Iterable[str]) -> dict[str, str]
     Raises:
         NotCausal: if there is no such output.
     """
-    given = set(outputs)
     names = {}
-    for past in (name for name in inputs if name.startswith("past_")):
-        tail = past.removeprefix("past_")
-        present = f"present{tail.removeprefix('key_values')}"
-        names[past] = present if present in given else f"present_{tail}"
-        if names[past] not in given:
+    for past, present in carried(inputs, outputs).items():
+        if present is None:
             raise NotCausal(f"The model takes the state {past!r} but does not give it back.")
+        names[past] = present
     return names
 
 

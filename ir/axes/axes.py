@@ -13,7 +13,9 @@ from torch import Tensor
 from planish.ir.axes.classes import Classes
 from planish.ir.axes.sites import ALLOWS, SYMMETRIES, Site, Symmetry
 from planish.ir.axes.terms import Leaf, Product, Term, leaves, resolved, size_of
+from planish.ir.carried import carried
 from planish.ir.flow.fx import read_program
+from planish.ir.flow.graph import Flow
 from planish.ir.flow.polynomial import Count
 from planish.ir.program import Program
 
@@ -62,24 +64,38 @@ class Axes:
         terms: of each dimension of each stored tensor.
         values: of each dimension of each input and result, by name.
         reasons: where the graph was not understood: node and why.
+        classes: the analysis that they come from.
     """
 
     all: tuple[Axis, ...]
     terms: Mapping[str, tuple[Term, ...]]
     values: Mapping[str, tuple[Term, ...]]
     reasons: tuple[str, ...]
+    classes: Classes = field(repr=False)
 
 
-def find(program: Program, free: frozenset[str] | None = None) -> Axes:
+def find(program: Program) -> Axes:
     """The axes of a program.
 
-    Args:
-        program: what to analyse.
-        free: inputs and outputs along which indices may move, since only the program itself reads
-            them: by default the caches of a language model. All others keep their order.
+    Inputs and outputs keep their order, but for the caches of a language model, which only the
+    program itself reads.
     """
-    flow = read_program(program)
-    found = Classes(flow, caches(program) if free is None else free)
+    states: dict[str, str | None] = {}
+    if program.source.task == "causal-lm":
+        states = carried((spec.name for spec in program.inputs), program.outputs)
+    kept = {past: present for past, present in states.items() if present is not None}
+    return find_in(read_program(program), kept)
+
+
+def find_in(flow: Flow, states: Mapping[str, str] | None = None) -> Axes:
+    """The axes of what was read of a program or of an ONNX model.
+
+    Args:
+        flow: what to analyse.
+        states: inputs to which nothing but these outputs of an earlier call is fed. Along all other
+            inputs and outputs indices keep their order.
+    """
+    found = Classes(flow, states)
     sites: dict[Leaf, dict[Site, None]] = {}
     for term, site in found.sites:
         for leaf in leaves(term):
@@ -93,7 +109,9 @@ def find(program: Program, free: frozenset[str] | None = None) -> Axes:
                 members.setdefault(leaf, {})[Member(value.name, dim)] = None
     axes = tuple(
         Axis(number, leaf.size, tuple(places), tuple(_sites(leaf, sites)), leaf)
-        for number, (leaf, places) in enumerate(members.items())
+        for number, (leaf, places) in enumerate(
+            (leaf, places) for leaf, places in members.items() if leaf.size != 1
+        )
     )
     reasons = tuple(f"%{node.name} ({node.operator}): {why}" for node, why in found.reasons)
     values = {
@@ -101,21 +119,12 @@ def find(program: Program, free: frozenset[str] | None = None) -> Axes:
         for value, several in found.terms.items()
         if value.name not in terms
     }
-    return Axes(axes, terms, values, reasons)
+    return Axes(axes, terms, values, reasons, found)
 
 
 def _sites(leaf: Leaf, sites: Mapping[Leaf, Mapping[Site, None]]) -> list[Site]:
     found = list(sites.get(leaf, {}))
     return [*found, Site("counted", "", "")] if leaf.frozen else found
-
-
-def caches(program: Program) -> frozenset[str]:
-    """The inputs that a language model gives back as outputs for the next step, and those."""
-    if program.source.task != "causal-lm":
-        return frozenset()
-    given = {"input_ids", "attention_mask", "position_ids"}
-    states = [spec.name for spec in program.inputs if spec.name not in given]
-    return frozenset([*states, *(name for name in program.outputs if name != "logits")])
 
 
 def order(term: Term, moved: Mapping[Leaf, Tensor]) -> Tensor:

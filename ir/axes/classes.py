@@ -7,25 +7,28 @@ says nothing about independence: after `x @ x.T` query and key positions are one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from planish.ir.axes.sites import Site
 from planish.ir.axes.terms import (
+    UNIT,
     CannotUnify,
-    Leaf,
     Product,
     Sum,
     Term,
     leaf,
+    leaves,
     resolved,
     size_of,
-    split_product,
+    split_factors,
     split_sum,
     unify,
+    unit_as_leaf,
 )
 from planish.ir.flow.graph import Flow, Node
 from planish.ir.flow.known import Counting
-from planish.ir.flow.polynomial import Count, quotient
+from planish.ir.flow.polynomial import Count
 from planish.ir.flow.vocabulary import (
     Concat,
     Diagonal,
@@ -66,7 +69,6 @@ EACH = {
     "gather": "linear",
     "homogeneous": "homogeneous",
     "add": "add",
-    "hadamard": "multiplied",
     "contract": "linear",
 }
 """What is done along a dimension at whose every index the same happens; else: each by itself."""
@@ -75,34 +77,51 @@ EACH = {
 class Classes:
     """The terms of every value, and the sites along them.
 
-    Inputs and outputs named in `free` may have their indices moved; all others count.
+    The places of inputs and outputs count, except of states: inputs that only outputs of an earlier
+    call are fed to, which therefore are one axis.
 
     Attributes:
+        flow: what was analysed.
+        carried: each state as it comes in and as it goes out.
+        readers: how often each value is read.
         terms: one a dimension, by value.
+        parts: the same, by the expressions that values are made of.
         sites: each with the term it is along, resolved only when all is known: a dimension is
             often split many nodes after the first thing was done along it.
         reasons: for dimensions that were not understood, why.
     """
 
-    def __init__(self, flow: Flow, free: frozenset[str] = frozenset()) -> None:
+    def __init__(self, flow: Flow, states: Mapping[str, str] | None = None) -> None:
+        given = {value.name: value for value in flow.inputs}
+        states = states or {}
+        self.flow = flow
+        self.carried = [(given[past], flow.outputs[now]) for past, now in states.items()]
         self.terms: dict[Value, Terms] = {}
+        self.parts: dict[Expression, Terms] = {}
         self.sites: list[tuple[Term, Site]] = []
         self.reasons: list[tuple[Node, str]] = []
         self._constant: set[Value] = set(flow.stored)
         self._node = Node("", "", (), ())
         self._known = flow.known
+        self.readers = Counter(
+            value
+            for node in flow.nodes
+            for expression in (*node.expressions, *node.controls)
+            for value in values_of(expression)
+        ) + Counter(flow.outputs.values())
         for value in flow.inputs:
             self.terms[value] = tuple(leaf(size) for size in value.shape)
-            if value.name not in free:
+            if value.name not in states:
                 self._pin(self.terms[value], Site("input", value.name, "input"))
         for value in flow.stored:
             self.terms[value] = tuple(leaf(size) for size in value.shape)
         for node in flow.nodes:
             self._read(node)
         for name, value in flow.outputs.items():
-            if name in free:
-                continue
-            self._pin(self.terms[value], Site("output", name, "output"))
+            if name not in states.values():
+                self._pin(self.terms[value], Site("output", name, "output"))
+        for before, after in self.carried:
+            self._carry(self.terms[before], self.terms[after])
         for state in flow.states:
             self._pin(self.terms[state.after], Site("state", state.name, "state"))
             self._pin(self.terms[state.before], Site("state", state.name, "state"))
@@ -120,15 +139,21 @@ class Classes:
                 self.reasons.append((node, str(problem)))
                 terms = tuple(leaf(size) for size in sizes)
                 self._pin(terms, self._site("opaque"))
-                for operand in _operands(expression):
+                for operand in values_of(expression):
                     self._pin(self.terms.get(operand, ()), self._site("opaque"))
             self.terms[output] = terms
-            if _operands(expression) and all(
-                one in self._constant for one in _operands(expression)
+            if values_of(expression) and all(
+                one in self._constant for one in values_of(expression)
             ):
                 self._constant.add(output)
             if isinstance(self._known.get(output), Counting):
                 self._pin(terms, self._site("counted"))
+
+    def _carry(self, before: Terms, after: Terms) -> None:
+        """A state comes back as it went out; along positions it may have grown."""
+        for one, other in zip(before, after, strict=True):
+            if size_of(one) == size_of(other):
+                unify(one, other)
 
     def _site(self, kind: str) -> Site:
         return Site(kind, self._node.name, self._node.operator, self._node.where)
@@ -165,6 +190,7 @@ class Classes:
                 terms = tuple(leaf(size) for size in shape)
             case _:
                 raise CannotUnify(f"{type(expression).__name__.lower()} is not followed")
+        self.parts[expression] = terms
         return terms
 
     def _reads(self, reads: Reads) -> Terms:
@@ -172,7 +198,7 @@ class Classes:
         whole: dict[str, list[tuple[Term, bool]]] = {}
         spread: list[int] = [0] * len(reads.shape)
         for operand in reads.operands:
-            constant = all(one in self._constant for one in _operands(operand.value))
+            constant = all(one in self._constant for one in values_of(operand.value))
             terms = self.of(operand.value)
             for term, tag, size in zip(terms, operand.tags, operand.value.shape, strict=True):
                 if isinstance(tag, str):
@@ -186,7 +212,7 @@ class Classes:
                     raise CannotUnify(f"sizes {size} and {reads.shape[tag]} differ")
             for dim in range(len(reads.shape)):
                 spread[dim] += dim not in operand.tags
-        folded = all(one in self._constant for one in _operands(reads))
+        folded = all(one in self._constant for one in values_of(reads))
         for group in whole.values():
             self._together(group, reads.kind, folded)
         return tuple(
@@ -230,27 +256,25 @@ class Classes:
             return first
         if dim in reads.mixed:
             self._done(first, WHOLE.get(reads.kind, "statistic"))
-            if any(constant for _, constant in along[1:]):
-                self._done(first, "scaled by a parameter")
             return first
-        self._done(first, _each(reads.kind, along, spread))
+        operand = reads.operands[0]
+        numerator = (dim, size) in zip(operand.tags, operand.value.shape, strict=True)
+        self._done(first, _each(reads.kind, along, spread, numerator))
         return first
 
     def _slice(self, part: Slice) -> Terms:
         terms = list(self.of(part.value))
-        old = part.value.shape[part.dim]
-        if part.size == old and part.start == 0 and part.step == 1:
-            return tuple(terms)
         whole = terms[part.dim]
-        known = isinstance(part.start, int) and isinstance(part.size, int)
-        if not known or part.start is None or part.step != 1 or part.size == 1:
-            # One index picked by its number, or every second one, or as many as there are
-            # positions: each place counts.
+        if is_whole(part):
+            return tuple(terms)
+        if part.start is None or not is_segment(part) or any(one.frozen for one in leaves(whole)):
+            # Every second one, or as many as there are positions: each place counts.
             self._done(whole, "picked")
             terms[part.dim] = leaf(part.size)
             return tuple(terms)
         _, rest = split_sum(whole, part.start)
-        terms[part.dim], _ = split_sum(rest, part.size)
+        segment, _ = split_sum(rest, part.size)
+        terms[part.dim] = UNIT if part.size == 1 else segment
         return tuple(terms)
 
     def _concat(self, several: Sequence[Terms], dim: int) -> Terms:
@@ -260,26 +284,29 @@ class Classes:
                 if place != dim:
                     unify(one, two)
         parts = tuple(terms[dim] for terms in several)
-        first[dim] = Sum(tuple(_counted(part) for part in parts))
+        first[dim] = Sum(tuple(unit_as_leaf(resolved(part)) for part in parts))
         return tuple(first)
 
 
-def _counted(part: Term) -> Term:
-    """A segment of one index takes a place too, though alone it carries nothing."""
-    plain = resolved(part)
-    return Leaf(1) if isinstance(plain, Product) and not plain.factors else part
+def is_whole(part: Slice) -> bool:
+    """Whether a slice takes every index in order."""
+    whole = part.value.shape[part.dim]
+    return part.size == whole and part.start == 0 and part.step == 1
 
 
-def _each(kind: str, along: Sequence[tuple[Term, bool]], spread: int) -> str:
-    """What is done at every index alike."""
+def is_segment(part: Slice) -> bool:
+    """Whether a slice takes consecutive indices whose places are numbers."""
+    return isinstance(part.start, int) and isinstance(part.size, int) and part.step == 1
+
+
+def _each(kind: str, along: Sequence[tuple[Term, bool]], spread: int, numerator: bool) -> str:
+    """What is done at every index alike; `numerator`: to the first operand too."""
+    parameter = any(constant for _, constant in along)
+    alone = len(along) == 1
     if kind == "contract":
-        if len(along) > 1:
-            return "batched"
-        return "produced by a weight" if along[0][1] else "linear"
-    if kind == "hadamard" and len(along) == 1:
-        return "linear"
-    if kind == "hadamard" and any(constant for _, constant in along):
-        return "scaled by a parameter"
+        return "batched" if not alone else "produced by a weight" if parameter else "linear"
+    if kind == "hadamard" or (kind == "ratio" and (numerator or not alone)):
+        return "linear" if alone else "scaled by a parameter" if parameter else "multiplied"
     if kind == "add" and spread:
         return "shifted"
     return EACH.get(kind, "each by itself")
@@ -291,38 +318,24 @@ def reshaped(terms: Terms, shape: Sequence[Count]) -> Terms:
     Raises:
         CannotUnify: if the sizes do not fit.
     """
-    pending: list[Term] = []
-    for term in map(resolved, terms):
-        pending += term.factors if isinstance(term, Product) else [term]
+    rest = resolved(Product(tuple(terms)))
     result: list[Term] = []
     for size in shape:
-        left: Count = size
-        taken: list[Term] = []
-        while left != 1:
-            if not pending:
-                raise CannotUnify("a reshape to more elements")
-            head = pending.pop(0)
-            rest = quotient(left, size_of(head))
-            if rest is not None:
-                taken.append(head)
-                left = rest
-                continue
-            outer, inner = split_product(head, left)
-            taken.append(outer)
-            pending.insert(0, inner)
-            left = 1
-        result.append(resolved(Product(tuple(taken))))
+        outer, rest = split_factors(rest, size)
+        result.append(outer)
     return tuple(result)
 
 
-def _operands(expression: Expression) -> list[Value]:
+def inside(expression: Expression) -> list[Expression]:
+    """The expressions that an expression is made of directly."""
+    if isinstance(expression, Reads):
+        return [operand.value for operand in expression.operands]
+    one = getattr(expression, "value", None)
+    return [*getattr(expression, "operands", ()), *([one] if one is not None else [])]
+
+
+def values_of(expression: Expression) -> list[Value]:
     """The values that an expression is made of."""
     if isinstance(expression, Value):
         return [expression]
-    inner: list[Expression] = []
-    if isinstance(expression, Reads):
-        inner = [operand.value for operand in expression.operands]
-    else:
-        one = getattr(expression, "value", None)
-        inner = [*getattr(expression, "operands", ()), *([one] if one is not None else [])]
-    return [value for one in inner for value in _operands(one)]
+    return [value for one in inside(expression) for value in values_of(one)]

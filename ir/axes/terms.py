@@ -181,7 +181,7 @@ def split_product(term: Term, outer: Count) -> tuple[Term, Term]:
         term.bound = Product(parts)
         return parts
     if isinstance(term, Product):
-        return _split_factors(list(term.factors), outer)
+        return split_factors(term, outer)
     # A sum of segments that all have the inner digit: the outer digit is a sum.
     digit = Leaf(inner)
     heads: list[Term] = []
@@ -192,18 +192,26 @@ def split_product(term: Term, outer: Count) -> tuple[Term, Term]:
         head, rest = split_product(part, count)
         unify(rest, digit)
         heads.append(head)
-    return Sum(tuple(_unit_as_leaf(head) for head in heads)), digit
+    return Sum(tuple(unit_as_leaf(head) for head in heads)), digit
 
 
-def _unit_as_leaf(term: Term) -> Term:
+def unit_as_leaf(term: Term) -> Term:
     """In a sum, a segment of one index still takes a place."""
     return Leaf(1) if isinstance(term, Product) and not term.factors else term
 
 
-def _split_factors(factors: list[Term], outer: Count) -> tuple[Term, Term]:
+def split_factors(term: Term, outer: Count) -> tuple[Term, Term]:
+    """Digits as outer ones of this size together and the rest.
+
+    Raises:
+        CannotUnify: if they cannot be divided there.
+    """
+    factors: list[Term] = list(term.factors) if isinstance(term, Product) else [term]
     taken: list[Term] = []
     left = outer
     while left != 1:
+        if not factors:
+            raise CannotUnify("a reshape to more elements")
         head = factors.pop(0)
         rest = quotient(left, size_of(head))
         if rest is not None:
@@ -258,7 +266,7 @@ def split_sum(term: Term, at: Count) -> tuple[Term, Term]:
         place = quotient(at, inner)
         if place is None:
             raise CannotUnify(f"a cut at {at} goes through digits of {inner}")
-        first, second = (_unit_as_leaf(one) for one in split_sum(head, place))
+        first, second = (unit_as_leaf(one) for one in split_sum(head, place))
         return Product((first, *rest)), Product((second, *rest))
     return _split_parts(list(term.parts), at)
 
@@ -299,7 +307,7 @@ def _unify_mixed(digits: Product, segments: Sum) -> None:
         heads: list[Term] = []
         for part, count in zip(segments.parts, counts, strict=True):
             outer, low = split_product(part, count if count is not None else 1)
-            heads.append(_unit_as_leaf(outer))
+            heads.append(unit_as_leaf(outer))
             unify(low, inner)
         unify(head, Sum(tuple(heads)))
         return

@@ -11,24 +11,9 @@ from torch import Tensor
 from planish.ir.axes.axes import Axes, Axis, find, permute, text
 from planish.ir.axes.cut import CannotCut, cut, zeroed
 from planish.ir.axes.rotate import CannotRotate, fold_scales, rotate
-from planish.ir.program import Program
 from support.captured import captured
-from support.models import FAMILIES
-
-COMMON = {
-    "llama",
-    "qwen3",
-    "gemma3",
-    "phi3",
-    "falcon",
-    "mixtral",
-    "mamba2",
-    "bert",
-    "swin",
-    "resnet",
-}
-SOME = [name if name in COMMON else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
-"""Every family; by default those that differ most."""
+from support.families import SOME
+from support.outputs import outputs
 
 
 def shuffled(axis: Axis, seed: int) -> Tensor:
@@ -39,25 +24,6 @@ def shuffled(axis: Axis, seed: int) -> Tensor:
     moved = torch.empty_like(order)
     moved[order] = order.roll(1)
     return moved
-
-
-def outputs(program: Program) -> dict[str, Tensor]:
-    """Run on random inputs; caches are empty, since their axes may move too."""
-    generator = torch.Generator().manual_seed(0)
-    sizes = {size.name: 0 if size.name == "P" else size.example for size in program.sizes}
-    feeds = {}
-    for spec in program.inputs:
-        shape = [eval(str(one), {}, dict(sizes)) for one in spec.shape]
-        if spec.dtype.is_floating_point:
-            feeds[spec.name] = torch.randn(shape, generator=generator, dtype=spec.dtype)
-            if spec.name.startswith(("past", "conv", "ssm", "state")):
-                feeds[spec.name].zero_()
-        elif "mask" in spec.name:
-            feeds[spec.name] = torch.ones(shape, dtype=spec.dtype)
-        else:
-            feeds[spec.name] = torch.randint(0, 2, shape, generator=generator, dtype=spec.dtype)
-    found = program.run(**feeds)
-    return {"logits": found["logits"]} if "logits" in found else found
 
 
 def permutable(axes: Axes) -> list[Axis]:

@@ -1,0 +1,20 @@
+"""Which outputs of a program go back in as inputs, by the names that Planish gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def carried(inputs: Iterable[str], outputs: Iterable[str]) -> dict[str, str | None]:
+    """For each input that holds a state (`past_…`), the output that gives it back (`present…`).
+
+    `past_key_values.3.key` comes out as `present.3.key`, `past_conv.0` as `present_conv.0`. None
+    where there is no such output.
+    """
+    given = set(outputs)
+    names: dict[str, str | None] = {}
+    for past in (name for name in inputs if name.startswith("past_")):
+        tail = past.removeprefix("past_")
+        choices = (f"present{tail.removeprefix('key_values')}", f"present_{tail}")
+        names[past] = next((name for name in choices if name in given), None)
+    return names
