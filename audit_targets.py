@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from planish.confirm import runnable
 from planish.ir.errors import PlanishError
+from planish.ir.flow.call import Call, Rule
 from planish.ir.flow.lint import load
 from planish.ir.isolation.labels import Labels
 from planish.ir.isolation.programs import analyse_onnx, analyse_program
 from planish.ir.isolation.verdict import Analysis, analyse
 from planish.ir.program import Program
 from planish.lowering.artifact import MANIFEST, model_file
+from planish.runtime.operators import Operator, of_onnx, of_torch
 from planish.runtime.runnable import Runnable
 
 
@@ -28,11 +30,28 @@ class Subject:
         name: for people.
         analysis: the verdict on it.
         runnable: gives it in a form in which it can be run.
+        operator: gives a call in it in such a form.
     """
 
     name: str
     analysis: Analysis
     runnable: Callable[[], Runnable]
+    operator: Callable[[Call], Operator]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the auditor says of a model.
+
+    Attributes:
+        labels: which rows belong to whom.
+        declared: rules of operators that have none, by name.
+        libraries: of custom operators of ONNX Runtime.
+    """
+
+    labels: Labels = field(default_factory=Labels)
+    declared: Mapping[str, Rule] = field(default_factory=dict)
+    libraries: tuple[str, ...] = ()
 
 
 class BadTarget(PlanishError):
@@ -78,42 +97,53 @@ def _is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def analysed(target: Any, inputs: Any, labels: Labels, symbolic_batch: bool) -> Subject:
+def analysed(target: Any, inputs: Any, told: Told, symbolic_batch: bool) -> Subject:
     """A target with the verdict on it; see `planish.audit` for the arguments.
 
     Raises:
         BadTarget: if it cannot be read or exported.
     """
     if isinstance(target, Program):
-        declared = labels if labels != Labels() else None
-        analysis = analyse_program(target, declared)
-        return Subject(target.source.name, analysis, lambda: _of_program(target))
+        labels = told.labels if told.labels != Labels() else None
+        analysis = analyse_program(target, labels)
+        return Subject(target.source.name, analysis, lambda: _of_program(target), of_torch)
     if isinstance(target, str | Path):
         if inputs is not None:
             raise BadTarget("inputs= is for an nn.Module; a file says what its inputs are.")
         path = Path(target)
-        return Subject(str(target), _of_path(path, labels), lambda: runnable(path))
-    return _of_torch(target, inputs, labels, symbolic_batch)
+        return _subject(str(target), _of_path(path, told), path, told)
+    return _of_torch(target, inputs, told, symbolic_batch)
 
 
-def _of_path(path: Path, labels: Labels) -> Analysis:
+def _subject(name: str, analysis: Analysis, path: Path, told: Told) -> Subject:
+    """A path that was analysed."""
+    file = model_file(path) or path
+    return Subject(
+        name,
+        analysis,
+        lambda: runnable(path, told.libraries),
+        lambda call: of_onnx(call, file, told.libraries),
+    )
+
+
+def _of_path(path: Path, told: Told) -> Analysis:
     if (path / MANIFEST).is_file():
         file = model_file(path)
         if file is None:
             raise BadTarget(f"{path}: this artifact holds no model.")
-        return _of_path(file if file.suffix == ".onnx" else file.parent, labels)
+        return _of_path(file if file.suffix == ".onnx" else file.parent, told)
     if (path / "program.json").is_file():
-        return analyse_program(Program.load(path), labels)
+        return analyse_program(Program.load(path), told.labels)
     if path.is_dir() or path.suffix == ".gguf":
         from planish.ir.capture.meta import from_config  # noqa: PLC0415
 
-        return analyse_program(from_config(path), labels)
+        return analyse_program(from_config(path), told.labels)
     if not path.is_file():
         raise BadTarget(f"{path}: there is no such file or folder.")
-    return analyse_onnx(path, labels)
+    return analyse_onnx(path, told.labels, told.declared)
 
 
-def optimized(target: Any, labels: Labels) -> Subject:
+def optimized(target: Any, told: Told) -> Subject:
     """The verdict on what ONNX Runtime makes of a file when it loads it.
 
     Raises:
@@ -133,12 +163,14 @@ def optimized(target: Any, labels: Labels) -> Subject:
         settings.optimized_model_filepath = str(made)
         settings.log_severity_level = 4
         try:
+            for library in told.libraries:
+                settings.register_custom_ops_library(library)
             onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many kinds
             reason = str(error).strip().partition("\n")[0]
             raise BadTarget(f"{path}: ONNX Runtime cannot load it: {reason}") from error
-        analysis = analyse_onnx(made, labels)
-    return Subject(f"{target} (optimized)", analysis, lambda: runnable(path))
+        analysis = analyse_onnx(made, told.labels, told.declared)
+    return _subject(f"{target} (optimized)", analysis, path, told)
 
 
 def _of_program(program: Program) -> Runnable:
@@ -147,7 +179,7 @@ def _of_program(program: Program) -> Runnable:
     return of_program(program)
 
 
-def _of_torch(target: Any, inputs: Any, labels: Labels, symbolic_batch: bool) -> Subject:
+def _of_torch(target: Any, inputs: Any, told: Told, symbolic_batch: bool) -> Subject:
     import torch  # noqa: PLC0415
 
     from planish.ir.flow.fx import read_exported  # noqa: PLC0415
@@ -157,15 +189,15 @@ def _of_torch(target: Any, inputs: Any, labels: Labels, symbolic_batch: bool) ->
     if isinstance(target, torch.nn.Module):
         if inputs is None:
             raise BadTarget(f"{name} is an nn.Module: pass example tensors as inputs=.")
-        target = _exported(target, inputs, labels, symbolic_batch)
+        target = _exported(target, inputs, told.labels, symbolic_batch)
     if not isinstance(target, torch.export.ExportedProgram):
         raise BadTarget(
             f"{name} is nothing that can be audited: give a path, an nn.Module with inputs=, an "
             "ExportedProgram or a Program."
         )
     functional = target.run_decompositions({})
-    analysis = analyse(lambda ties: read_exported(functional, ties), labels)
-    return Subject(name, analysis, lambda: of_exported(functional))
+    analysis = analyse(lambda ties: read_exported(functional, ties, told.declared), told.labels)
+    return Subject(name, analysis, lambda: of_exported(functional), of_torch)
 
 
 def _exported(module: Any, inputs: Any, labels: Labels, symbolic_batch: bool) -> Any:

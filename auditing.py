@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,9 +13,13 @@ from typing import Any
 from planish import audit_targets
 from planish.audit_spec import read_spec
 from planish.confirm import confirm
+from planish.ir.flow.call import Call
+from planish.ir.flow.contracts import Contract
+from planish.ir.flow.contracts import parse as contracts_of
 from planish.ir.isolation.labels import Labels, Owners
 from planish.ir.isolation.programs import EXIT_CODES, NOT_COVERED
 from planish.ir.isolation.verdict import Analysis, Finding
+from planish.runtime.contracts import tried
 from planish.runtime.witness import Witness
 from planish.waivers import Waiver, applied, parse
 
@@ -119,6 +124,8 @@ def audit(
     spec: str | Path | None = None,
     symbolic_batch: bool = True,
     optimized: bool = False,
+    contracts: Mapping[str, Contract | Mapping[str, Any] | str] | None = None,
+    custom_ops: Sequence[str | Path] = (),
     waivers: Sequence[Waiver | Mapping[str, Any]] = (),
     witness: bool | str | Path = False,
 ) -> AuditReport:
@@ -140,10 +147,16 @@ def audit(
         internal: outputs that no request is given.
         owner_map: how many neighbouring rows belong to one request, or the owner of each row of
             an example: `[0, 1, 0, 1]`.
-        spec: a YAML or JSON file with the five options before this one, and `waivers`.
+        spec: a YAML or JSON file with the five options before this one, and `contracts`,
+            `custom_ops` and `waivers`.
         symbolic_batch: for an `nn.Module`, export with a batch of any size.
         optimized: audit an ONNX file as ONNX Runtime rewrites it for the CPU before it runs it:
             fused operators are others than those of the file. This loads the weights.
+        contracts: what operators without a rule read, by name (`my.domain::Op`, `my::op`):
+            `"elementwise"`, or a mapping with `rows`, the axis of each input's rows or
+            `"public"`, `outputs` and `shapes` (`planish.ir.flow.contracts`). Each is tried on the
+            operator, where that can be run, and is an assumption of the verdict.
+        custom_ops: libraries of custom operators for ONNX Runtime. Their code is run.
         waivers: findings that were looked at and accepted: mappings with `reason`, `expires`, and
             `operator` or `node` (globs) or both, and perhaps `kind`. They change the exit code,
             not the verdict.
@@ -154,6 +167,8 @@ def audit(
         planish.confirm.Contradicted: if running the model contradicts its proof.
         planish.confirm.CannotRun: with `witness`, if it cannot be run.
         planish.audit_targets.BadTarget: if the target cannot be read or exported.
+        planish.ir.flow.contracts.BadContract: if a contract cannot be understood.
+        planish.runtime.contracts.Refuted: if an operator does not do what its contract says.
         planish.waivers.BadWaiver: if a waiver says no reason, no last day, or what it is about.
         planish.audit_spec.BadSpec: if the file cannot be understood.
         planish.ir.isolation.labels.BadLabels: if a name is not one of the model's.
@@ -167,12 +182,25 @@ def audit(
         Owners.parse(owner_map if owner_map is not None else told.get("owner_map")),
     )
     accepted = parse([*told.get("waivers", ()), *waivers])
+    met: dict[Contract, dict[str, Call]] = {}  # a graph may be read twice: its last calls count
+    declared = {
+        name: one.rule(
+            lambda contract, call: met.setdefault(contract, {}).update({call.outputs[0].name: call})
+        )
+        for name, one in contracts_of({**told.get("contracts", {}), **(contracts or {})}).items()
+    }
+    libraries = (*told.get("custom_ops", ()), *map(str, custom_ops))
+    said = audit_targets.Told(labels, declared, libraries)
     start = time.perf_counter()
     if optimized:
-        subject = audit_targets.optimized(target, labels)
+        subject = audit_targets.optimized(target, said)
     else:
-        subject = audit_targets.analysed(target, inputs, labels, symbolic_batch)
-    analysis = subject.analysis
+        subject = audit_targets.analysed(target, inputs, said, symbolic_batch)
+    calls = {contract: one.values() for contract, one in met.items()}
+    assumed = tried(calls, subject.operator)
+    analysis = dataclasses.replace(
+        subject.analysis, assumptions=(*subject.analysis.assumptions, *assumed)
+    )
     seconds = time.perf_counter() - start
     hold, warnings = applied(accepted, analysis.findings, date.today())
     report = AuditReport(

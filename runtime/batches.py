@@ -37,7 +37,7 @@ def specs_of(inputs: Sequence[Given], model: Runnable, rows: int) -> list[InputS
 
 def _spec(given: Given, model: Runnable, length: int, rows: int) -> InputSpec:
     """One input: as the example has it where there is one, but for the number of rows."""
-    shape = tuple(_number(size, length) for size in given.shape)
+    shape = tuple(number(size, length) for size in given.shape)
     example = model.example.get(given.name)
     if example is None:
         return InputSpec(given.name, shape, model.dtypes[given.name], given.axis)
@@ -63,7 +63,7 @@ def tiled(specs: Sequence[InputSpec], example: Feeds) -> dict[str, Array]:
     return made
 
 
-def _number(size: Count, length: int) -> int:
+def number(size: Count, length: int) -> int:
     """A size in numbers: `B` requests, and `length` for what else is a symbol."""
     if isinstance(size, int):
         return size

@@ -43,6 +43,10 @@ class Call(ABC):
     def tensors(self) -> tuple[Expression, ...]:
         """All tensor operands; asks for every argument."""
 
+    def operands(self) -> tuple[Expression | None, ...]:
+        """The tensor operands in order, None for those left out; asks for every argument."""
+        return self.tensors()
+
     @abstractmethod
     def unread(self) -> tuple[str, ...]:
         """The arguments given and never asked for, harmless ones left out."""

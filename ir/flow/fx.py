@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from planish.ir.flow import higher_order
-from planish.ir.flow.call import Call, NotCovered, apply
+from planish.ir.flow.call import Call, NotCovered, Rule, apply
 from planish.ir.flow.graph import Flow, Node, State
 from planish.ir.flow.known import Known, Numbers, numbers, of
 from planish.ir.flow.polynomial import (
@@ -124,6 +124,7 @@ class _FxCall(Call):
         resolve: Callable[[Any], Any],
         known: Mapping[Value, Known],
     ) -> None:
+        self.node = node
         self.operator = (
             str(node.target).removesuffix(".default")
             if str(node.target).startswith("planish.")
@@ -162,6 +163,15 @@ class _FxCall(Call):
             collect(self._resolve(given))
         return tuple(found)
 
+    def operands(self) -> tuple[Expression | None, ...]:
+        found: list[Expression | None] = []
+        for name, argument in self._arguments.items():
+            if "Tensor" in str(argument.type):
+                value = self[name]
+                found += value if isinstance(value, list | tuple) else [value]
+        self._asked |= self._arguments.keys()
+        return tuple(found)
+
     def in_row_major_order(self, name: str) -> bool:
         node = self._given.get(name)
         if not isinstance(node, fx.Node) or not is_operator(node.target):
@@ -186,9 +196,15 @@ class _FxCall(Call):
 class _Reader:
     """Walks one fx graph. Each torch value is a `Value`, a tuple of them, or a size."""
 
-    def __init__(self, sizes: Sizes, module: fx.GraphModule | None = None) -> None:
+    def __init__(
+        self,
+        sizes: Sizes,
+        module: fx.GraphModule | None = None,
+        declared: Mapping[str, Rule] | None = None,
+    ) -> None:
         self.sizes = sizes
         self.module = module
+        self.declared = declared or {}
         self.values: dict[fx.Node, Any] = {}
         self.known: dict[Value, Known] = {}
         self.nodes: list[Node] = []
@@ -226,7 +242,7 @@ class _Reader:
     def nested(self, name: str) -> Flow:
         """The flow of a nested graph, all of whose placeholders are inputs."""
         graph = getattr(self.module, name)
-        inner = _Reader(self.sizes, graph)
+        inner = _Reader(self.sizes, graph, self.declared)
         inputs, stored = [], []
         for node in graph.graph.nodes:
             if node.op == "placeholder":
@@ -284,7 +300,8 @@ class _Reader:
         if call.operator in _SIZE_QUERIES:
             expressions = (self._size_query(node, outputs[0]),)
         else:
-            expressions, why = apply(RULES.get(call.operator), call)
+            rule = RULES.get(call.operator) or self.declared.get(node.target.name())
+            expressions, why = apply(rule, call)
             if why is not None:
                 self.unknown[call.operator] += 1
         self._learn(call, outputs, expressions)
@@ -417,12 +434,21 @@ def read_program(program: Program, ties: Mapping[str, Count] | None = None) -> F
     return reader.flow(inputs, stored.values(), dict(outputs))
 
 
-def read_exported(exported: ExportedProgram, ties: Mapping[str, Count] | None = None) -> Flow:
+def read_exported(
+    exported: ExportedProgram,
+    ties: Mapping[str, Count] | None = None,
+    declared: Mapping[str, Rule] | None = None,
+) -> Flow:
     """The flow of an exported program, which has to be functional (`run_decompositions`).
 
     What it writes to buffers and inputs are states. Nested graphs are read with it.
+
+    Args:
+        exported: what to read.
+        ties: for names of sizes, what they are equal to besides.
+        declared: rules for operators without one, by name: `my::op`.
     """
-    reader = _Reader(Sizes({}, ties), exported.graph_module)
+    reader = _Reader(Sizes({}, ties), exported.graph_module, declared)
     signature = exported.graph_signature
     specs = {spec.arg.name: spec for spec in signature.input_specs}
     written = {str(spec.target) for spec in signature.output_specs if spec.kind in _WRITES}

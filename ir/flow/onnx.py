@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx
 
 from planish.ir.flow import onnx_proto as proto
+from planish.ir.flow.call import Rule
 from planish.ir.flow.graph import Flow
 from planish.ir.flow.lint import check, load
 from planish.ir.flow.onnx_context import Context
@@ -52,14 +53,23 @@ def checked(model: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def read_checked(model: onnx.ModelProto, shapes: Mapping[str, Shape] | None = None) -> Flow:
+def read_checked(
+    model: onnx.ModelProto,
+    shapes: Mapping[str, Shape] | None = None,
+    declared: Mapping[str, Rule] | None = None,
+) -> Flow:
     """As `read_model`, of a model that has passed the checks; they cost as much as the reading.
+
+    Args:
+        model: what was read from the file.
+        shapes: of inputs, in place of those that the model states.
+        declared: rules for operators without one, by name: `my.domain::Op`.
 
     Raises:
         TooLarge: if it unfolds into more nodes than can be read.
     """
     functions = {(plain_domain(one.domain), one.name, one.overload): one for one in model.functions}
-    context = Context(functions)
+    context = Context(functions, declared or {})
     opsets = {plain_domain(one.domain): one.version for one in model.opset_import}
     scope = Scope(context, opsets)
     graph = model.graph

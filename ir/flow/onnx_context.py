@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from planish.ir.errors import PlanishError
+from planish.ir.flow.call import Rule
 from planish.ir.flow.known import Known
 from planish.ir.flow.polynomial import Count, Polynomial
 from planish.ir.flow.vocabulary import Expression, Value
@@ -30,11 +31,13 @@ class Context:
         known: what is known of values.
         floats: the elements of very small stored tensors of floating-point numbers.
         stored: the tensors that are part of the model, those of nested graphs too.
+        declared: rules for operators without one, by name: `my.domain::Op`.
         made: what values read that nodes define.
         unknown: how often each operator without a rule occurs.
     """
 
     functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
+    declared: Mapping[str, Rule] = field(default_factory=dict)
     known: dict[Value, Known] = field(default_factory=dict)
     floats: dict[Value, tuple[float, ...]] = field(default_factory=dict)
     stored: dict[Value, None] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 
 from planish.ir.errors import PlanishError
+from planish.ir.flow.call import Rule
 from planish.ir.flow.fx import read_program
 from planish.ir.flow.graph import Flow
 from planish.ir.flow.onnx import checked, read_checked
@@ -78,12 +79,15 @@ def requests_of(program: Program) -> dict[str, frozenset[Map]]:
     return maps
 
 
-def analyse_onnx(model: Path | onnx.ModelProto, labels: Labels) -> Analysis:
+def analyse_onnx(
+    model: Path | onnx.ModelProto, labels: Labels, declared: Mapping[str, Rule] | None = None
+) -> Analysis:
     """Whether requests in one batch stay apart in an ONNX model.
 
     Args:
         model: the file, whose weights are not loaded, or what was read from it.
         labels: which rows belong to whom.
+        declared: rules for operators without one, by name: `my.domain::Op`.
 
     Raises:
         planish.ir.flow.lint.Malformed: if the file is no ONNX model.
@@ -91,13 +95,12 @@ def analyse_onnx(model: Path | onnx.ModelProto, labels: Labels) -> Analysis:
     sound = checked(model)
 
     def read(ties: Mapping[str, Count]) -> Flow:
-        flow = read_checked(sound)
+        flow = read_checked(sound, declared=declared)
         if not ties:
             return flow
         given = ((value.name, value.shape) for value in flow.inputs)
-        return read_checked(
-            sound, {name: tuple(substitute(one, ties) for one in shape) for name, shape in given}
-        )
+        shapes = {name: tuple(substitute(one, ties) for one in shape) for name, shape in given}
+        return read_checked(sound, shapes, declared)
 
     return analyse(read, labels)
 

@@ -202,6 +202,22 @@ class OnnxCall(Call):
             found += one.parts if isinstance(one, Items) else [] if one is None else [one]
         return tuple(found)
 
+    def operands(self) -> tuple[Expression | None, ...]:
+        """The inputs by position, None for those left out; asks for every argument.
+
+        Raises:
+            NotCovered: if one is a sequence, or an attribute a graph, whose inputs would be counted.
+        """
+        self.tensors()
+        if None in self._attributes.values():
+            raise NotCovered("an attribute that is a graph")
+        return tuple(self.optional(place) for place in range(len(self._inputs)))
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """All attributes, as Python values."""
+        return self._attributes
+
     def unread(self) -> tuple[str, ...]:
         """The inputs and attributes given and never asked for."""
         places = (n for n, one in enumerate(self._inputs) if one is not None)
