@@ -88,9 +88,13 @@ class RandomProgram:
 
     def _analysis(self, labels: Labels) -> Analysis:
         if self.exported:
-            program = _exported(self.builder, list(self.outputs))
-            return analyse(lambda ties: read_exported(program, ties), labels)
+            return analyse(lambda ties: read_exported(self.export, ties), labels)
         return analyse_program(self.program, labels)
+
+    @cached_property
+    def export(self) -> ExportedProgram:
+        """The graph as an `ExportedProgram`."""
+        return _exported(self.builder, list(self.outputs))
 
     @cached_property
     def program(self) -> Program:
