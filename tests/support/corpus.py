@@ -67,6 +67,29 @@ def _index_put_by_place(m: Model, x: Tensor) -> Tensor:
     return torch.zeros_like(x).index_put((torch.arange(x.shape[0]),), x * 2)
 
 
+def _recurrence(m: Model, x: Tensor) -> Tensor:
+    state, states = x[:, 0], []
+    for step in range(5):
+        state = torch.tanh(state @ m.weight + x[:, step])
+        states.append(state)
+    return torch.stack(states, 1)
+
+
+def _cache_write(m: Model, x: Tensor) -> Tensor:
+    """The last position of each sample's cache is overwritten."""
+    cache = x.clone()
+    cache[:, 3] = x[:, 0] @ m.weight
+    scores = torch.einsum("btd,bd->bt", cache, x[:, 0]).softmax(-1)
+    return torch.einsum("bt,btd->bd", scores, cache)
+
+
+def _capacity(m: Model, x: Tensor) -> Tensor:
+    """Each expert takes the first two rows that choose it, and drops the others."""
+    chosen = torch.nn.functional.one_hot(x[:, :2].argmax(-1), 2)
+    rank = (chosen.cumsum(0) * chosen).sum(-1)
+    return torch.where((rank <= 2)[:, None], x @ m.weight, x)
+
+
 ISOLATED: dict[str, tuple[tuple[int, ...], Callable[..., Any]]] = {
     "mlp": (ROWS, lambda m, x: F.gelu(x @ m.weight) @ m.weight.t()),
     "cnn in evaluation": (IMAGE, lambda m, x: F.relu(m.bn.eval()(x))),
@@ -108,7 +131,9 @@ ISOLATED: dict[str, tuple[tuple[int, ...], Callable[..., Any]]] = {
         SEQUENCE,
         lambda m, x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None]),
     ),
-    "recurrence over time": (SEQUENCE, lambda m, x: torch.cumsum(x, 1)),
+    "running sum over time": (SEQUENCE, lambda m, x: torch.cumsum(x, 1)),
+    "recurrence over time": ((3, 5, 8), _recurrence),
+    "cache write": (SEQUENCE, _cache_write),
     "constant condition": (
         ROWS,
         lambda m, x: torch.where(torch.ones(1, dtype=torch.bool), x, x.flip(0)),
@@ -137,6 +162,7 @@ LEAKS: dict[str, tuple[tuple[int, ...], Callable[..., Any]]] = {
         lambda m, x: x.view(x.shape[1], x.shape[0], 8).softmax(0).view(x.shape),
     ),
     "sort the batch": (ROWS, lambda m, x: x.sort(0).values),
+    "capacity of experts": ((6, 8), _capacity),
     "expert choice": (
         ROWS,
         lambda m, x: torch.zeros_like(x).index_add(
@@ -206,8 +232,39 @@ HIDDEN: dict[str, tuple[tuple[int, ...], Callable[..., Any]]] = {
     "one column of a folded batch": (ROWS, lambda m, x: x.t().reshape(-1).view(x.shape)),
     "cast of the index of a maximum": (ROWS, lambda m, x: x[x[:, 0].argmax().expand(x.shape[0])]),
     "rows in pairs": (ROWS, lambda m, x: x.repeat_interleave(2, 0)[: x.shape[0]]),
+    "bits of a transposed memory": (
+        ROWS,
+        lambda m, x: x.t().contiguous().view(torch.int32).view(torch.float32).reshape(x.shape),
+    ),
+    "bits as narrower numbers of other rows": (
+        ROWS,
+        lambda m, x: x.flip(0).view(torch.int16).view(torch.float32),
+    ),
+    "index in 32 bits that wraps": (
+        ROWS,
+        lambda m, x: x[((torch.arange(x.shape[0]).int() * 65536) * 65536).long()],
+    ),
+    "index rounded in 32 bits": (
+        (4, 8),
+        lambda m, x: x[((torch.arange(x.shape[0]) + 2**24).float().long() - 2**24).clamp(max=3)],
+    ),
+    "negative dimension": (ROWS, lambda m, x: x - x.mean(-2, keepdim=True)),
+    "an empty part before the rows": (ROWS, lambda m, x: torch.cat([x[:0], x.flip(0)])),
+    "a mask of places": (
+        ROWS,
+        lambda m, x: torch.where((torch.arange(x.shape[0]) == 0)[:, None], x.roll(1, 0), x),
+    ),
+    "a sort of what is the same": (ROWS, lambda m, x: x[(x[:, 0] * 0).argsort(descending=True)]),
     "scatter with duplicates": (
         ROWS,
         lambda m, x: torch.zeros_like(x).scatter_add(0, (x > 9).long(), x),
     ),
 }
+
+UNPROVEN: dict[str, tuple[tuple[int, ...], Callable[..., Any]]] = {
+    "strides over the batch": (
+        ROWS,
+        lambda m, x: (x * 1).as_strided((x.shape[0], 8), (1, x.shape[0])),
+    ),
+}
+"""Not understood, and so not proven: memory read under other strides."""

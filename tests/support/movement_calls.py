@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from support.refute import Sample
 from support.tensors import f
 
@@ -100,6 +102,10 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
         (f(4, 4, 4), 2, 1, 2),
     ],
     "diagonal_copy.default": [(f(3, 3), -1), (f(*S), 1, -1, -3)],
+    **{
+        f"{name}.dtype": [(f(3, 4), dtype) for dtype in (torch.int32, torch.int16, torch.float64)]
+        for name in ("view", "view_copy")
+    },
     "as_strided.default": [
         (f(3, 4), [12], [1]),
         (f(3, 4), [4, 3], [1, 4]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers.integrations import moe
 
 from planish.ir import quant
 from support.refute import Sample
@@ -128,6 +129,11 @@ PLANISH: dict[str, list[tuple[Any, ...]]] = {
 }
 
 
+assert moe  # registers the product of groups of transformers
+
+ROWS_OF_GROUPS = f(8, 16), f(2, 16, 16), torch.tensor([3, 8], dtype=torch.int32)
+
+
 def _quantized() -> Sample:
     """Any codes will do: shapes alone matter."""
     packed = torch.randint(0, 255, (4, 16), dtype=torch.uint8)
@@ -149,4 +155,9 @@ SAMPLES += [
     ),
     *(Sample(f"planish.{name}", args) for name, calls in PLANISH.items() for args in calls),
     _quantized(),
+    Sample("transformers.grouped_mm_fallback.default", ROWS_OF_GROUPS),
+    Sample(
+        "aten._grouped_mm.default",
+        tuple(one.bfloat16() if one.is_floating_point() else one for one in ROWS_OF_GROUPS),
+    ),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planish.ir.flow.call import Call, NotCovered, Rule, count
+from planish.ir.flow.laws import ByPlace
 from planish.ir.flow.polynomial import Count, at_least, product, row_strides
 from planish.ir.flow.vocabulary import (
     Concat,
@@ -234,6 +235,16 @@ def as_strided(call: Call) -> Expression:
     return Opaque(call.shape, (value,), "memory is read in another order than it was written")
 
 
+def reinterpret(call: Call) -> Expression:
+    """`view(x, dtype)`: the bits of each element, or of neighbours along the last dimension."""
+    value, _ = call["self"], call["dtype"]
+    if call.shape == value.shape:
+        return pointwise("nonlinear", value)
+    rank = len(value.shape)
+    operand = Operand(value, (*range(rank - 1), "bits"))
+    return Reads(call.shape, (operand,), "nonlinear", law=ByPlace())
+
+
 def padded(value: Expression, dim: int, before: Count, after: Count) -> Expression:
     """`value` with constants before and after along `dim`; a negative number cuts."""
     size = value.shape[dim]
@@ -405,6 +416,7 @@ RULES: dict[str, Rule] = (
     | named(repeat, "repeat.default tile.default")
     | named(repeat_interleave, "repeat_interleave.self_int")
     | named(diagonal, "diagonal.default diagonal_copy.default")
+    | named(reinterpret, "view.dtype view_copy.dtype")
     | named(as_strided, "as_strided.default as_strided_copy.default")
     | named(constant_pad, "constant_pad_nd.default pad.default")
     | named(mirror_pad(1), "reflection_pad1d.default replication_pad1d.default")

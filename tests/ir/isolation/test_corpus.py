@@ -52,6 +52,12 @@ def test_leaks(name: str) -> None:
     assert name in UNSEEN or any(moves(*LEAKS[name], total, seed) for seed in range(9))
 
 
+@pytest.mark.parametrize("name", corpus.UNPROVEN)
+def test_unproven(name: str) -> None:
+    assert audited(corpus.UNPROVEN[name]).verdict == "unproven"
+    assert moves(*corpus.UNPROVEN[name])
+
+
 def moves(
     shape: tuple[int, ...],
     function: Callable[..., Any],

@@ -133,6 +133,60 @@ def test_what_is_kept_for_the_next_call_is_state() -> None:
     assert found.outputs[-1].name == "state last"
 
 
+class DelayedScaling(nn.Module):
+    """Scales by the largest number of earlier calls, and keeps that of this one."""
+
+    history: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("history", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Any:
+        out = (x / self.history * 127).round() / 127 * self.history
+        self.history.copy_(x.abs().amax())
+        return out
+
+
+def test_a_scale_kept_for_the_next_call_is_state() -> None:
+    found = audited(DelayedScaling())
+    assert found.verdict == "leaks"
+    assert [finding.kind for finding in found.findings] == ["state"]
+
+
+class Renormalizing(nn.Module):
+    """A lookup that shortens the rows it finds too long, for good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(9, 4) * 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return nn.functional.embedding(x, self.table, max_norm=1.0)
+
+
+def test_a_table_that_lookups_change_is_not_isolated() -> None:
+    assert audited(Renormalizing(), (torch.tensor([1, 2, 3, 4]),)).verdict != "isolated"
+
+
+class Normalizing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(x)
+
+
+def test_statistics_of_the_batch_are_a_leak_and_kept() -> None:
+    found = audited(Normalizing().train())
+    assert found.verdict == "leaks"
+    assert {one.name for one in found.outputs if one.verdict == "leaks"} >= {
+        "state norm.running_mean",
+        "state norm.running_var",
+    }
+
+
 def test_a_counter_is_no_secret() -> None:
     assert audited(Counting()).verdict == "isolated"
 

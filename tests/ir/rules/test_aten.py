@@ -30,13 +30,13 @@ WHOLE = """
 """Operators that read all of their operands."""
 
 SIZED = """
-    nonzero.default masked_select.default unique_consecutive.default _unique2.default
+    nonzero.default where.default masked_select.default unique_consecutive.default _unique2.default
     unique_dim.default repeat_interleave.Tensor repeat_interleave.self_Tensor
     nonzero_static.default
 """
 """Operators the size or order of whose result depends on the data."""
 
-RAW = "empty_like.default new_empty.default new_empty_strided.default"
+RAW = "_grouped_mm.default empty_like.default new_empty.default new_empty_strided.default"
 """Operators that give memory as earlier requests left it."""
 
 NEVER_APART = {f"aten.{name}" for name in (WHOLE + SIZED + RAW).split()} | {
