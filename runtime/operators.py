@@ -150,7 +150,7 @@ def of_onnx(call: Any, path: Path, libraries: Sequence[str]) -> Operator:
     def run(inputs: Inputs) -> list[Array]:
         feeds = {n: one for n, one in zip(names, inputs, strict=True) if one is not None}
         try:
-            return list(session.run(None, feeds))
+            return [as_array(one) for one in session.run(None, feeds)]
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise CannotRun(f"it does not run on random inputs: {reason}") from error

@@ -51,7 +51,10 @@ def of_file(file: Path, libraries: tuple[str, ...] = ()) -> Runnable:
         from planish.ir.program import Program  # noqa: PLC0415
         from planish.runtime.slopes import of_program  # noqa: PLC0415
 
-        return of_program(Program.load(file.parent), sha256(file))
+        program: Any = Program.load(file.parent)  # type checkers may see that file under two names
+        made: Any = of_program(program, sha256(file))
+        found: Runnable = made
+        return found
     from planish.runtime.ort_backend import OnnxBackend  # noqa: PLC0415
 
     backend = OnnxBackend(file, "cpu", libraries=libraries)

@@ -42,11 +42,12 @@ class InputSpec:
     axis: int | None
     codes: tuple[int, int] | None = None
 
-    def rows(self, of: Callable[[int], bool]) -> tuple[Any, ...]:
-        """An index of the rows along the batch axis that `of` accepts."""
+    def part(self, owner: Owner, request: int) -> tuple[Any, ...]:
+        """An index of the rows that belong to a request."""
         assert self.axis is not None
-        chosen = [row for row in range(self.shape[self.axis]) if of(row)]
-        return tuple(chosen if dim == self.axis else slice(None) for dim in range(len(self.shape)))
+        count = self.shape[self.axis]
+        rows = [row for row in range(count) if owner(row, count) == request]
+        return tuple(rows if dim == self.axis else slice(None) for dim in range(len(self.shape)))
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,7 @@ def _ascended(
     for spec in inputs:
         if spec.axis is None or spec.name not in direction:
             continue
-        count = spec.shape[spec.axis]
-        part = spec.rows(lambda row, count=count: owner(row, count) == request)  # type: ignore[misc]
+        part = spec.part(owner, request)
         value, towards = first[spec.name].copy(), direction[spec.name][part]
         if value.dtype.kind == "f":
             length = float(np.linalg.norm(towards.astype(np.float64)))
@@ -222,8 +222,7 @@ def _changed(
     for spec in inputs:
         if spec.axis is None:
             continue
-        count = spec.shape[spec.axis]
-        part = spec.rows(lambda row, count=count: owner(row, count) == request)  # type: ignore[misc]
+        part = spec.part(owner, request)
         value = first[spec.name].copy()
         new = _perturbed(value[part], spec, how, chance)
         if new is not None and new.size:

@@ -206,7 +206,7 @@ class OnnxCall(Call):
         """The inputs by position, None for those left out; asks for every argument.
 
         Raises:
-            NotCovered: if one is a sequence, or an attribute a graph, whose inputs would be counted.
+            NotCovered: if one is a sequence, or an attribute is a graph, which reads more.
         """
         self.tensors()
         if None in self._attributes.values():
