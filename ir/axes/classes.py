@@ -247,7 +247,10 @@ class Classes:
         if not along:
             fresh = leaf(size)
             if reads.operands:
-                self._done(fresh, "repeated")
+                tags = [tag for operand in reads.operands for tag in operand.tags]
+                made = dim not in tags and any(isinstance(tag, str) for tag in tags)
+                # A convolution's places lie along no dimension of what it reads.
+                self._done(fresh, "neighbours" if made else "repeated")
             return fresh
         first, _ = along[0]
         for other, _ in along[1:]:

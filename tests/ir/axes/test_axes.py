@@ -152,7 +152,7 @@ def test_families_whose_stream_does_not_rotate_say_where(family: str) -> None:
     assert residual.limits("rotate")
 
 
-def test_axes_as_text() -> None:
-    program = captured("llama", 1)[1]
-    golden = Path(__file__).parent / "llama.txt"
-    assert text(find(program)) == golden.read_text()
+@pytest.mark.parametrize("family", ["llama", "falcon", "gpt2", "vit", "mobilenet_v2"])
+def test_axes_as_text(family: str) -> None:
+    golden = Path(__file__).parent / f"{family}.txt"
+    assert text(find(captured(family, 1)[1])) == golden.read_text()
