@@ -82,12 +82,16 @@ class Looked(Law):
 
 @dataclass(frozen=True, eq=False)
 class Written(Law):
-    """`value[indices] = source`, or `+= source` with every addition counting if `add`."""
+    """`value[indices] = source`, or `+= source` with every addition counting if `add`.
+
+    The one index is a mask if `masked`: the same numbers mean other places as a mask.
+    """
 
     value: Expression
     indices: Indices
     source: Expression
     add: bool = False
+    masked: bool = False
 
 
 class ByPlace(Law):

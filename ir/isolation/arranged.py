@@ -43,6 +43,10 @@ from planish.ir.isolation.facts import Ends, Facts, Inverse
 from planish.ir.isolation.twins import Apart, Place, Twins
 
 COUNTS = "no expert is given more than 2^24 rows at once"
+ROUNDING = (
+    "rounding is not proven: a product of groups may add in another order when other requests "
+    "choose other experts, which moves the last bits"
+)
 
 
 def put_back(flow: Flow) -> tuple[Flow, frozenset[str]]:
@@ -140,7 +144,7 @@ class _Reader:
         fits = law.weight.shape[0] == ends.size and law.ends.shape == (ends.size,)
         if not isinstance(by, Sorting) or not fits:
             raise Apart
-        self.assumed.add(COUNTS)
+        self.assumed |= {COUNTS, ROUNDING}
         operands = (
             Operand(self.twins.swapped(law.value), (0, "inner")),
             Operand(law.weight, ("group", "inner", 1)),
@@ -189,8 +193,9 @@ class _Reader:
         grid = source.arrangement.grid
         given = _given(law.indices)
         first, index = given[0]
-        if len(given) == 1 and index is source.arrangement.mask:
-            return tuple(range(first, first + len(grid)))
+        if law.masked:
+            same = len(given) == 1 and index is source.arrangement.mask
+            return tuple(range(first, first + len(grid))) if same else None
         found: list[Tag] = [f"added {number}" for number in range(len(grid))]
         for dim, one in given:
             number = self._coordinate(one, source)
@@ -217,7 +222,13 @@ class _Reader:
         """How many rows are added to, and how many to each: those of rows 0, 0, 1, 1, ..."""
         (dim, index), *others = _given(law.indices)
         each = self.twins.shared(index)
-        if each is None or others or not law.add or source.arrangement.mask is not None:
+        if (
+            each is None
+            or others
+            or law.masked
+            or not law.add
+            or source.arrangement.mask is not None
+        ):
             return None
         rows = quotient(source.arrangement.grid[0], each)
         fits = self.twins.place(index) == Place(source.arrangement, 0) and dim == source.dim
@@ -249,7 +260,7 @@ class _Reader:
     def _whole(self, output: Value, law: Written, expression: Expression) -> Expression | None:
         """`x[p] = y` where `p` has every place of `x`, none of which keeps what it was."""
         (dim, index), *others = _given(law.indices)
-        if law.add or others or not isinstance(expression, Reads):
+        if law.add or law.masked or others or not isinstance(expression, Reads):
             return None
         place = self.twins.place(index)
         every = place is None or place.arrangement.mask is None

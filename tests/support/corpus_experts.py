@@ -122,6 +122,13 @@ def other_mask(m: Model, x: Tensor) -> Tensor:
     return x.masked_scatter(mask.flip(0), x.masked_select(mask))
 
 
+def mask_as_index(m: Model, x: Tensor) -> Tensor:
+    """Rows where numbers are not zero, written where the numbers say: 1, 2, 2."""
+    numbers = (torch.arange(x.shape[0]) + 1).clamp(max=2) + (x[:, 0] * 0).nan_to_num().long()
+    (at,) = torch.where(numbers)
+    return x.index_put((numbers,), x[at])
+
+
 def sorted_and_back(m: Model, x: Tensor) -> Tensor:
     p = x[:, 0].argsort()
     return (x[p] * 2)[p.argsort()]
@@ -175,6 +182,7 @@ ISOLATED: dict[str, Case] = {
 }
 
 LEAKS: dict[str, Case] = {
+    "numbers as a mask and as an index": (ROWS, mask_as_index),
     "memory written but for a column": (ROWS, almost_whole),
     "sorted downwards": (ROWS, lambda m, x: grouped(m, x, descending=True)),
     "no bin for the least key": (ROWS, lambda m, x: grouped(m, x, least=1)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -412,7 +413,7 @@ def forgotten_input() -> onnx.ModelProto:
     return model(nodes, {"x": ROWS, "mask": ROWS}, stored={"first": i64(0)})
 
 
-def counted(*arithmetic: onnx.NodeProto, **stored: np.ndarray) -> onnx.ModelProto:
+def counted(*arithmetic: onnx.NodeProto, **stored: Any) -> onnx.ModelProto:
     """x at `at`, computed from 0, 1, ..., B - 1."""
     nodes = [*COUNT, *arithmetic, node("Gather", "x at", "y", axis=0)]
     return model(nodes, {"x": ROWS}, stored=SCALARS | stored)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planish.ir.flow.call import Call, NotCovered, Rule
 from planish.ir.flow.known import Known
 from planish.ir.flow.laws import Arrangement, ByPlace, Picked, Places, Written
@@ -155,7 +157,7 @@ def index_put(call: Call) -> Expression:
     given = [dim for dim, one in enumerate(indices) if one is not None]
     masks = [indices[dim] for dim in given if _is_mask(indices[dim])]
     if masks:
-        return _masked(value, indices, source, masks, law)
+        return _masked(value, indices, source, masks, replace(law, masked=True))
     if not given:
         return pointwise("scatter", value, source, shape=value.shape)
     joint = max(len(indices[dim].shape) for dim in given)
@@ -227,7 +229,7 @@ def masked_scatter(call: Call) -> Expression:
     rank = len(call.shape)
     law = None
     if len(source.shape) == 1 and mask.shape == value.shape:
-        law = Written(value, (mask,), source)
+        law = Written(value, (mask,), source, masked=True)
     return Reads(call.shape, (aligned(value, rank), *dealt.operands), "scatter", law=law)
 
 

@@ -1,6 +1,6 @@
 """ONNX models whose verdict is known, and runs that show it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
@@ -79,7 +79,7 @@ def feeds(case: Case) -> Arrays:
 
 def changes(first: Arrays, row: int) -> list[Arrays]:
     """The same with another row."""
-    ways = [
+    ways: list[Callable[[np.ndarray], np.ndarray]] = [
         lambda x: x + 3 if x.dtype.kind == "f" else (x + 1) % 4,
         lambda x: x * 100 if x.dtype.kind == "f" else x * 0,
         lambda x: np.full_like(x, np.nan) if x.dtype.kind == "f" else x * 0,
