@@ -191,8 +191,10 @@ def audit(
 
     Every input holds the batch along axis 0, each row is a request of its own, and nothing is
     shared, unless the options say otherwise; what a model file says of itself is not believed.
-    Exits with 0 if every target is isolated, 1 if one leaks, 3 if one is unproven, 2 if one
-    cannot be read, 4 if running it contradicts the proof.
+    A spec file says the same, what operators of one's own read (contracts), and which findings
+    are accepted until when (waivers). Exits with 0 if every target is isolated or what was found
+    is waived, 1 if one leaks, 3 if one is unproven, 2 if one cannot be read, 4 if running it
+    contradicts the proof.
 
       planish audit model.onnx
 
@@ -203,6 +205,8 @@ def audit(
       planish audit ./models --format sarif --output audit.sarif
 
       planish audit unet.onnx --owner-map 0,1,0,1 --shared timestep
+
+      planish audit model.onnx --spec audit.yaml --optimized
     """
     from planish import audit_command
 

@@ -1,6 +1,8 @@
 """`audit`, from Python and from the command line."""
 
 import json
+import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import planish
-from planish import audit_targets, cli
-from planish.audit_spec import BadSpec
+from planish import audit_targets, cli, waivers
+from planish.audit_spec import KEYS, BadSpec, read_spec
 from planish.audit_targets import BadTarget
 from planish.ir.capture.export import from_module
-from planish.ir.flow import lint
+from planish.ir.flow import contracts, lint
 from support.graphs import onnx_model
 
 
@@ -120,6 +122,18 @@ def test_a_file_is_read_and_checked_once(files: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("planish.ir.flow.onnx.load", counted)
     assert planish.audit(files / "good.onnx").verdict == "isolated"
     assert loaded == [files / "good.onnx"]
+
+
+def test_the_spec_files_of_the_documentation_are_understood(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "audit.md").read_text(encoding="utf-8")
+    blocks = [
+        one for one in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "uses:" not in one
+    ]
+    (tmp_path / "spec.yaml").write_text("".join(blocks))
+    told = read_spec(tmp_path / "spec.yaml")
+    assert set(told) == set(KEYS)
+    assert len(contracts.parse(told["contracts"])) == 3
+    assert waivers.parse(told["waivers"])[0].expires == date(2027, 1, 31)
 
 
 def test_what_cannot_be_audited_is_named(tmp_path: Path) -> None:

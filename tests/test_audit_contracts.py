@@ -169,6 +169,36 @@ def test_operators_of_torch() -> None:
         planish.audit(Centered(), inputs=x, contracts={"planish_tests::center": "elementwise"})
 
 
+@torch.library.custom_op("planish_tests::numbered", mutates_args=())
+def numbered(x: Tensor) -> Tensor:
+    return x * torch.arange(1, len(x) + 1).unsqueeze(1)
+
+
+@numbered.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Ranked(nn.Module):
+    """Sorts rows, numbers them, and puts them back: each learns its rank among the others."""
+
+    def __init__(self, operator: Any) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def forward(self, x: Tensor) -> Any:
+        order = x[:, 0].argsort()
+        return self.operator(x[order])[order.argsort()]
+
+
+@pytest.mark.parametrize("contract", [{"rows": [0]}, "elementwise"])
+def test_a_contract_does_not_say_that_rows_are_treated_alike(contract: Any) -> None:
+    x = torch.randn(4, 8)
+    assert planish.audit(Ranked(torch.tanh), inputs=x).verdict == "isolated"
+    declared = {"planish_tests::numbered": contract}
+    assert planish.audit(Ranked(numbered), inputs=x, contracts=declared).verdict == "leaks"
+
+
 @torch.library.custom_op("planish_tests::counted", mutates_args=())
 def counted(x: Tensor) -> Tensor:
     COUNT.add_(1)

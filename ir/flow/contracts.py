@@ -3,7 +3,8 @@
 The words are few, and all about the batch: an input is read by rows, along one of its axes, or is
 public and read whole; an output lies by rows along one of its axes, or is public and reads public
 inputs alone. Row `r` of an output reads row `r` of what lies by rows. `elementwise` says that each
-element reads what lies at its place.
+element reads what lies at its place. Neither says that rows are treated alike: what an operator
+does with a row may depend on its number (`ByPlace`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from planish.ir.errors import PlanishError
 from planish.ir.flow.call import Call, NotCovered, Rule
+from planish.ir.flow.laws import ByPlace
 from planish.ir.flow.polynomial import Count
 from planish.ir.flow.vocabulary import (
     Expression,
@@ -101,7 +103,7 @@ class Contract:
     ) -> Expression:
         given = [one for one in operands if one is not None]
         if self.elementwise:
-            return pointwise("nonlinear", *given)
+            return pointwise("nonlinear", *given, law=ByPlace())
         count = self._count(operands)
         shape = self._shape(operands, output, count) if isinstance(known, Unranked) else known
         axis = self.axis(output)
@@ -116,7 +118,7 @@ class Contract:
             if rows is not None and axis is not None:
                 tags[rows] = axis % len(shape)
             read.append(Operand(value, tuple(tags)))
-        return Reads(shape, tuple(read), "contract")
+        return Reads(shape, tuple(read), "statistic", law=ByPlace())
 
     def _count(self, operands: Sequence[Expression | None]) -> Count:
         """The number of rows, on which all inputs have to agree."""
