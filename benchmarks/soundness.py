@@ -28,9 +28,12 @@ CHUNKS = {"aten": 16, "onnx": 86}
 """How many times so many programs, by kind; those of chunk n have the seeds from 10,000 n on."""
 
 
+# Each process finds the helpers of the tests by it, and what they hand back.
+sys.path.append(str(ROOT / "tests"))
+
+
 def judge(chunk: tuple[str, int]) -> tuple[str, Any, float]:
     """Judge the programs of one chunk: what kind they are, the count, the seconds."""
-    sys.path.append(str(ROOT / "tests"))
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     import torch  # noqa: PLC0415
