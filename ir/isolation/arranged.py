@@ -138,7 +138,7 @@ class _Reader:
         groups end where counting the same keys says.
         """
         ends, place = self._facts.of(law.ends), self.twins.place(law.value)
-        if not isinstance(ends, Ends) or place != Place(ends.arrangement, 0):
+        if not isinstance(ends, Ends) or place is None or place != Place(ends.arrangement, 0):
             raise Apart
         by = ends.arrangement.by
         fits = law.weight.shape[0] == ends.size and law.ends.shape == (ends.size,)

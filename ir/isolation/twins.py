@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from planish.ir.flow.known import Counting, Known, of
-from planish.ir.flow.laws import Arrangement, ByPlace, Looked, Places
+from planish.ir.flow.laws import Arrangement, ByPlace, GroupedProduct, Looked, Places
 from planish.ir.flow.lookup import indexed
 from planish.ir.flow.polynomial import Count, data_decides, product, quotient
 from planish.ir.flow.vocabulary import (
@@ -36,6 +36,9 @@ BY_ROW = frozenset(
     ]
 )
 """Kinds of `Reads` that treat all places of a dimension that they do not mix alike."""
+
+BY_PLACE = (ByPlace, GroupedProduct)
+"""Laws by which what becomes of a row depends on where it lies."""
 
 OF_ALL = ("contract", "gather")
 """Those that read all of an operand and do with it the same for every row."""
@@ -160,7 +163,7 @@ class Twins:
                 found.add(Place(place.arrangement, tag))
         if not found:
             return None
-        if len(found) > 1 or reads.kind not in BY_ROW or isinstance(reads.law, ByPlace):
+        if len(found) > 1 or reads.kind not in BY_ROW or isinstance(reads.law, BY_PLACE):
             raise Apart
         (place,) = found
         for operand in reads.operands:

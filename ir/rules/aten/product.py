@@ -144,6 +144,8 @@ def attention(call: Call) -> Result:
     for name in ("attn_mask", "mask", "attn_bias"):
         mask = mask if mask is not None else call.get(name)
     for name in (
+        "is_causal",
+        "dropout_p",
         "scale",
         "enable_gqa",
         "softcap",
@@ -155,7 +157,6 @@ def attention(call: Call) -> Result:
     bias = mask if isinstance(mask, Expression) else None
     out = attended(query, key, value, bias, shape)
     rest = [_statistics(query, key, bias, output.shape) for output in call.outputs[1:]]
-    call.get("is_causal"), call.get("dropout_p")
     return (out, *rest)
 
 

@@ -148,7 +148,8 @@ def layer_norm(call: Call) -> Result:
     value = call["input"]
     rank, inner = len(value.shape), len(call["normalized_shape"])
     dims = range(rank - inner, rank)
-    call["eps"], call.get("cudnn_enable")
+    call["eps"]
+    call.get("cudnn_enable")
     out = affine(along("norm", value, dims), call["weight"], call["bias"])
     statistics = reduction("statistic", value, dims, keep=True)
     return (out, *(statistics for _ in call.outputs[1:]))
