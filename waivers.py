@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -78,6 +78,8 @@ def _parsed(given: Mapping[str, Any]) -> Waiver:
     if not given.get("operator") and not given.get("node"):
         raise wrong("names neither an operator nor a node, so it would cover everything")
     expires = given.get("expires")
+    if isinstance(expires, datetime):  # YAML takes a day with an hour for one
+        expires = expires.date()
     try:
         last = expires if isinstance(expires, date) else date.fromisoformat(str(expires))
     except ValueError:

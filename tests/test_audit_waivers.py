@@ -68,6 +68,16 @@ def test_the_last_day_counts_and_the_next_does_not(leaking: Path) -> None:
     assert "expired on 2026-01-31 and is not applied" in warning
 
 
+def test_a_day_with_an_hour_is_a_day(leaking: Path) -> None:
+    path = leaking.parent / "spec.yaml"
+    path.write_text(
+        "waivers: [{node: '*', reason: accepted, expires: 2999-01-31 12:00:00}]", encoding="utf-8"
+    )
+    report = planish.audit(leaking, spec=path)
+    assert report.waivers[0].expires == date(2999, 1, 31)
+    assert report.exit_code == 0
+
+
 @pytest.mark.parametrize("changed", [{"operator": "*Softmax*"}, {"node": "x"}, {"kind": "state"}])
 def test_what_covers_nothing_is_warned_of(
     leaking: Path, changed: dict[str, str], capsys: pytest.CaptureFixture[str]
