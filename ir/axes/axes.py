@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -178,12 +179,27 @@ def permute(axes: Axes, program: Program, moved: Mapping[Axis, Tensor]) -> dict[
         if limits := axis.limits("permute"):
             raise ValueError(f"axis {axis.number} cannot be permuted: {limits[0]}")
     atoms = {axis.leaf: index for axis, index in moved.items()}
-    tensors = dict(program.tensors)
+    return {**program.tensors, **members(axes, program, atoms, partial(taken, atoms))}
+
+
+def taken(atoms: Mapping[Leaf, Tensor], tensor: Tensor, dim: int, term: Term) -> Tensor:
+    """The indices of one dimension that are taken, in the order in which they are."""
+    return tensor.index_select(dim, order(term, atoms))
+
+
+def members(
+    axes: Axes,
+    program: Program,
+    atoms: Container[Leaf],
+    change: Callable[[Tensor, int, Term], Tensor],
+) -> dict[str, Tensor]:
+    """The stored tensors in which some atoms occur, changed along each dimension that has them."""
+    changed: dict[str, Tensor] = {}
     for name, terms in axes.terms.items():
         for dim, term in enumerate(terms):
             if any(leaf in atoms for leaf in leaves(term)):
-                tensors[name] = tensors[name].index_select(dim, order(term, atoms))
-    return tensors
+                changed[name] = change(changed.get(name, program.tensors[name]), dim, term)
+    return changed
 
 
 def text(axes: Axes) -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from planish.ir import ops
-from planish.ir.axes.axes import Axes, Axis, order
+from planish.ir.axes.axes import Axes, Axis, members, order, taken
 from planish.ir.axes.terms import Leaf, Product, Term, leaves, resolved, size_of
 from planish.ir.edit import Edit
 from planish.ir.program import Input, Program
@@ -46,8 +47,7 @@ def cut(axes: Axes, program: Program, kept: Mapping[Axis, Tensor]) -> Program:
     work = _Cut(axes, {axis.leaf: indices for axis, indices in kept.items()})
     with program.edit() as edit:
         edit.inputs = tuple(work.input(spec) for spec in edit.inputs)
-        for name, terms in axes.terms.items():
-            edit.tensors[name] = work.tensor(edit.tensors[name], terms)
+        edit.tensors.update(members(axes, program, work.kept, partial(taken, work.kept)))
         for node in edit.nodes():
             mend = _BAKED.get(node.target)
             if mend is not None:
@@ -57,16 +57,14 @@ def cut(axes: Axes, program: Program, kept: Mapping[Axis, Tensor]) -> Program:
 
 def zeroed(axes: Axes, program: Program, kept: Mapping[Axis, Tensor]) -> Program:
     """What a cut is measured against: the same graph, with the removed slices set to zero."""
-    work = _Cut(axes, {axis.leaf: indices for axis, indices in kept.items()})
-    tensors = dict(program.tensors)
-    for name, terms in axes.terms.items():
-        for dim, term in enumerate(terms):
-            if work.changes(term):
-                index = order(term, work.kept)
-                mask = torch.zeros(tensors[name].shape[dim], dtype=torch.bool)
-                mask[index] = True
-                shape = [-1 if place == dim else 1 for place in range(tensors[name].dim())]
-                tensors[name] = tensors[name] * mask.view(shape).to(tensors[name].dtype)
+    atoms = {axis.leaf: indices for axis, indices in kept.items()}
+
+    def masked(tensor: Tensor, dim: int, term: Term) -> Tensor:
+        mask = torch.zeros(tensor.shape[dim], dtype=tensor.dtype)
+        mask[order(term, atoms)] = 1
+        return tensor * mask.view([-1 if place == dim else 1 for place in range(tensor.dim())])
+
+    tensors = {**program.tensors, **members(axes, program, atoms, masked)}
     return dataclasses.replace(program, tensors=tensors)
 
 
@@ -84,13 +82,6 @@ class _Cut:
     def count(self, term: Term) -> int:
         """How many indices a dimension keeps."""
         return len(order(term, self.kept))
-
-    def tensor(self, tensor: Tensor, terms: Sequence[Term]) -> Tensor:
-        """What is left of a tensor."""
-        for dim, term in enumerate(terms):
-            if self.changes(term):
-                tensor = tensor.index_select(dim, order(term, self.kept))
-        return tensor
 
     def input(self, spec: Input) -> Input:
         """An input, such as a cache, whose shape counts what was cut."""

@@ -35,7 +35,7 @@ class Exponents:
         values: the exponents of every value.
     """
 
-    def __init__(self, classes: Classes, along: tuple[Leaf, ...]) -> None:
+    def __init__(self, classes: Classes, along: tuple[Leaf, ...], signed: bool = False) -> None:
         self.unknowns = 0
         self.equations: list[Form] = []
         self.stored: dict[tuple[str, Place], int] = {}
@@ -43,6 +43,7 @@ class Exponents:
         self.values: dict[Value, Forms] = {}
         self._classes = classes
         self._along = along
+        self._signed = signed
         self._ends = {value for pair in classes.carried for value in pair}
         self._begin(classes.flow)
         for node in classes.flow.nodes:
@@ -200,6 +201,8 @@ class Exponents:
         """The exponent of the result where these operands lie along it."""
         given = [form for form in slots if form is not None]
         kind = "nonlinear" if reads.mixed.intersection(place) else reads.kind
+        if self._signed and kind in _POSITIVE:
+            kind = "nonlinear"
         if kind in ("hadamard", "contract"):
             return _sum(given)
         if kind == "ratio":
@@ -243,6 +246,9 @@ def _times(term: Term, leaf: Leaf) -> int:
         return sum(_times(factor, leaf) for factor in term.factors)
     return max((_times(part, leaf) for part in term.parts), default=0)
 
+
+_POSITIVE = {"homogeneous", "extreme", "window"}
+"""What commutes with positive factors only, or may."""
 
 _ALONE = {"copy", "linear", "homogeneous", "sum", "mean", "extreme", "window"}
 """What is done to one operand alone and commutes with a positive factor."""

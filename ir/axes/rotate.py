@@ -1,4 +1,4 @@
-"""Rotating an axis, and folding what stands in the way: the scales of RMS norms.
+"""Rotating an axis.
 
 Source: SliceGPT (Ashkboos et al., 2024, section 3) for the invariance under rotation of a residual
 stream whose norms have no scale.
@@ -11,15 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from planish.ir import ops
-from planish.ir.axes.axes import Axes, Axis
-from planish.ir.axes.terms import Leaf, Product, Term, leaves, resolved, size_of
-from planish.ir.edit import Edit
+from planish.ir.axes.axes import Axes, Axis, members
+from planish.ir.axes.terms import Leaf, Product, Term, resolved, size_of
 from planish.ir.program import Program
-
-aten = torch.ops.aten
 
 
 class CannotRotate(ValueError):
@@ -44,12 +40,20 @@ def rotate(axes: Axes, program: Program, by: Mapping[Axis, Tensor]) -> Program:
         if limits := axis.limits("rotate"):
             raise CannotRotate(f"axis {axis.number} cannot be rotated: {limits[0]}")
     matrices = {axis.leaf: matrix for axis, matrix in by.items()}
-    tensors = dict(program.tensors)
-    for name, terms in axes.terms.items():
-        for dim, term in enumerate(terms):
-            if any(leaf in matrices for leaf in leaves(term)):
-                tensors[name] = _along(tensors[name], dim, _matrix(term, matrices))
-    return dataclasses.replace(program, tensors=tensors)
+    return dataclasses.replace(program, tensors=turned(axes, program, matrices))
+
+
+def turned(axes: Axes, program: Program, matrices: Mapping[Leaf, Tensor]) -> dict[str, Tensor]:
+    """The stored tensors, multiplied along some atoms by matrices [n, n]."""
+    return {
+        **program.tensors,
+        **members(
+            axes,
+            program,
+            matrices,
+            lambda tensor, dim, term: _along(tensor, dim, _matrix(term, matrices)),
+        ),
+    }
 
 
 def _matrix(term: Term, matrices: Mapping[Leaf, Tensor]) -> Tensor:
@@ -78,47 +82,3 @@ def _along(tensor: Tensor, dim: int, matrix: Tensor) -> Tensor:
     dims: Any = ([dim], [1])
     turned: Tensor = torch.tensordot(tensor.double(), matrix, dims=dims).movedim(-1, dim)
     return turned.to(tensor.dtype).contiguous()
-
-
-def fold_scales(program: Program) -> Program:
-    """A program whose RMS norms have no scale wherever what reads them can take it over.
-
-    The scale goes into the columns of every linear layer that reads the norm, on a copy: a weight
-    that others read as well, such as tied embeddings, stays as it is for them.
-    """
-    with program.edit() as edit:
-        for node in edit.nodes(ops.rms_norm):
-            scale: Any = node.args[1]
-            readers = list(node.users)
-            if (
-                scale is not None
-                and scale.op == "get_attr"
-                and all(_takes(reader, node) for reader in readers)
-            ):
-                for reader in readers:
-                    _fold(edit, reader, edit.tensors[str(scale.target)])
-                node.update_arg(1, None)
-                edit.record(node, f"{scale.target} folded into {len(readers)} layers")
-    return edit.program
-
-
-def _takes(reader: fx.Node, norm: fx.Node) -> bool:
-    weight: Any = reader.args[1] if len(reader.args) > 1 else None
-    return (
-        reader.target is aten.linear.default
-        and reader.args[:1] == (norm,)
-        and isinstance(weight, fx.Node)
-        and weight.op == "get_attr"
-    )
-
-
-def _fold(edit: Edit, layer: fx.Node, scale: Tensor) -> None:
-    weight: Any = layer.args[1]
-    name = str(weight.target)
-    folded = edit.tensors[name] * scale
-    readers = [one for read in edit.nodes() if read.target == name for one in read.users]
-    if len(readers) > 1:
-        name = f"{name}.with_scale_of.{layer.name}"
-        layer.update_arg(1, edit.read(name, folded, before=layer))
-    else:
-        edit.tensors[name] = folded

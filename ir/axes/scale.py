@@ -49,7 +49,7 @@ class Scaling:
         return tuple(int(str(leaf.size)) for leaf in self.leaves)
 
 
-def scalings(axes: Axes, along: Sequence[Leaf]) -> tuple[Scaling, ...]:
+def scalings(axes: Axes, along: Sequence[Leaf], signed: bool = False) -> tuple[Scaling, ...]:
     """Every way to scale along some atoms together: a basis, each with few tensors.
 
     Two scalings of a basis may be used together, and with any factors.
@@ -57,8 +57,9 @@ def scalings(axes: Axes, along: Sequence[Leaf]) -> tuple[Scaling, ...]:
     Args:
         axes: of the program.
         along: atoms; sizes have to be numbers.
+        signed: factors may be negative or 0, which relu and max pooling do not commute with.
     """
-    found = Exponents(axes.classes, tuple(along))
+    found = Exponents(axes.classes, tuple(along), signed)
     solutions = null_space(found.equations, found.unknowns)
     result = []
     for solution in solutions:
@@ -128,13 +129,19 @@ def scale(axes: Axes, program: Program, by: Mapping[Scaling, Tensor]) -> Program
     Raises:
         ValueError: if factors are not positive and finite, or of another shape.
     """
-    tensors = dict(program.tensors)
-    nodes = {node.name: node for node in program.graph.nodes}
     for scaling, factors in by.items():
         if tuple(factors.shape) != scaling.shape:
             raise ValueError(f"factors {tuple(factors.shape)} for a scale of {scaling.shape}")
         if not bool((factors > 0).all()) or not bool(factors.isfinite().all()):
             raise ValueError("factors have to be positive and finite")
+    return scaled(axes, program, by)
+
+
+def scaled(axes: Axes, program: Program, by: Mapping[Scaling, Tensor]) -> Program:
+    """As `scale`, by factors that the caller has looked at."""
+    tensors = dict(program.tensors)
+    nodes = {node.name: node for node in program.graph.nodes}
+    for scaling, factors in by.items():
         for (name, place), exponent in scaling.exponents.items():
             grid = _spread(axes.terms[name], place, scaling.leaves, factors.double())
             scaled = tensors[name].double() * grid ** float(exponent)

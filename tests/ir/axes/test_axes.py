@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from planish.api import capture
 from planish.ir.axes.axes import Axes, Axis, find, permute, text
 from planish.ir.axes.cut import CannotCut, cut, zeroed
-from planish.ir.axes.rotate import CannotRotate, fold_scales, rotate
+from planish.ir.axes.fold import center, fold_norms
+from planish.ir.axes.rotate import CannotRotate, rotate
+from planish.ir.axes.terms import leaves
 from support.captured import captured
 from support.families import SOME
 from support.outputs import outputs
@@ -104,8 +107,35 @@ def test_what_an_axis_does_not_allow_is_refused_with_the_site() -> None:
         cut(axes, program, {width: torch.arange(0)})
 
 
-ROTATABLE = ["llama", "qwen3", "phi3"]
-"""Families whose residual stream is normed by RMS before each block and by nothing else."""
+ROTATABLE = [
+    *("llama", "qwen3", "phi3", "mixtral", "gpt2", "opt", "vit", "mamba2"),
+    *(
+        pytest.param(family, marks=pytest.mark.slow)
+        for family in ("qwen2", "qwen2_moe", "mistral", "phi", "gpt_neox", "falcon", "mamba")
+    ),
+]
+"""Families whose residual stream is normed before each block and by nothing else."""
+
+STREAM = {
+    "gpt2": "transformer.wte.weight",
+    "gpt_neox": "gpt_neox.embed_in.weight",
+    "falcon": "transformer.word_embeddings.weight",
+    "opt": "model.decoder.embed_tokens.weight",
+    "vit": "vit.embeddings.position_embeddings",
+    "mamba": "backbone.embeddings.weight",
+    "mamba2": "backbone.embeddings.weight",
+    "bert": "bert.embeddings.word_embeddings.weight",
+    "convnext": "convnext.embeddings.patch_embeddings.bias",
+    "t5": "shared.weight",
+}
+"""A tensor whose last dimension is the stream; else that of decoders."""
+
+
+def stream(axes: Axes, family: str) -> Axis:
+    """The residual stream."""
+    name = STREAM.get(family, "model.embed_tokens.weight")
+    (leaf,) = leaves(axes.terms[name][-1])
+    return next(axis for axis in axes.all if axis.leaf is leaf)
 
 
 def orthogonal(size: int) -> Tensor:
@@ -116,17 +146,21 @@ def orthogonal(size: int) -> Tensor:
 
 
 @pytest.mark.parametrize("family", ROTATABLE)
-def test_the_residual_stream_rotates_once_scales_are_folded(family: str) -> None:
+def test_the_residual_stream_rotates_once_norms_are_folded(family: str) -> None:
     program = captured(family)[1]
-    folded = fold_scales(program)
     expected = outputs(program)["logits"]
+    folded = fold_norms(program)
     torch.testing.assert_close(outputs(folded)["logits"], expected, rtol=1e-4, atol=1e-4)
     axes = find(folded)
-    residual = max(axes.all, key=lambda axis: len(axis.members) if axis.size != 1 else 0)
+    if any(site.kind == "layer norm" for site in stream(axes, family).sites):
+        folded = center(axes, folded, stream(axes, family))
+        torch.testing.assert_close(outputs(folded)["logits"], expected, rtol=1e-4, atol=1e-4)
+        axes = find(folded)
+    residual = stream(axes, family)
     by = {
         axis: orthogonal(axis.size)
         for axis in axes.all
-        if isinstance(axis.size, int) and axis.size > 1 and axis.allows("rotate")
+        if isinstance(axis.size, int) and axis.allows("rotate")
     }
     assert residual in by
     turned = rotate(axes, folded, by)
@@ -145,11 +179,41 @@ def test_a_norm_with_a_scale_keeps_the_stream_from_rotating() -> None:
         rotate(axes, program, {residual: orthogonal(int(str(residual.size)))})
 
 
-@pytest.mark.parametrize("family", ["gemma2", "mixtral", "bert", "resnet", "convnext"])
-def test_families_whose_stream_does_not_rotate_say_where(family: str) -> None:
-    axes = find(fold_scales(captured(family)[1]))
-    residual = max(axes.all, key=lambda axis: len(axis.members) if axis.size != 1 else 0)
-    assert residual.limits("rotate")
+@pytest.mark.parametrize(
+    ("family", "site"),
+    [
+        ("gemma2", r"scaled by a parameter at planish\.rms_norm .*post_attention_layernorm"),
+        ("bert", r"scaled by a parameter at aten\.layer_norm.*bert\.embeddings\.LayerNorm"),
+        ("convnext", r"scaled by a parameter at aten\.layer_norm.*convnext\.embeddings"),
+        ("t5", r"scaled by a parameter at planish\.rms_norm .*encoder\.final_layer_norm"),
+    ],
+)
+def test_families_whose_stream_does_not_rotate_say_where(family: str, site: str) -> None:
+    program = fold_norms(captured(family)[1])
+    axes = find(program)
+    with pytest.raises(ValueError, match=f"cannot be centred: {site}"):
+        center(axes, program, stream(axes, family))
+    with pytest.raises(CannotRotate, match=r"cannot be rotated: (layer norm|scaled by)"):
+        rotate(axes, program, {stream(axes, family): orthogonal(64)})
+
+
+def test_a_stream_that_is_read_without_a_norm_cannot_be_centred() -> None:
+    class Raw(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+            self.norm, self.skip = nn.LayerNorm(8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            stream = self.embed(x)
+            out: Tensor = self.head(self.norm(stream)) + self.skip(stream)
+            return out
+
+    program = fold_norms(capture(Raw().eval(), (torch.randn(2, 3),)))
+    axes = find(program)
+    width = next(axis for axis in axes.all if axis.size == 8)
+    with pytest.raises(ValueError, match="reads it without a norm"):
+        center(axes, program, width)
 
 
 @pytest.mark.parametrize("family", ["llama", "falcon", "gpt2", "vit", "mobilenet_v2"])

@@ -1,0 +1,223 @@
+"""Making norms of a residual stream such that it can be rotated: no weights, biases or means.
+
+A norm's weight goes into what reads the norm, which is a scale that takes it to 1
+(`planish.ir.axes.scale`); its bias goes into the biases of the layers that read it. A layer norm
+without either is an RMS norm of centred coordinates, and what writes to the stream may as well
+write centred ones. Source: SliceGPT (Ashkboos et al., 2024, section 3.1 and appendix A).
+
+What cannot be folded stays, and is named by the sites that then forbid a rotation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from planish.ir import ops
+from planish.ir.axes.axes import Axes, Axis, find
+from planish.ir.axes.rotate import turned
+from planish.ir.axes.scale import Scaling, scaled, scalings
+from planish.ir.axes.terms import Leaf, Term, resolved
+from planish.ir.edit import Edit
+from planish.ir.program import Program
+
+aten = torch.ops.aten
+
+NORMS: dict[Any, int] = {ops.rms_norm: 1, aten.layer_norm.default: 2}
+"""Where a norm is given its weight."""
+
+PASSES = frozenset(
+    {
+        aten.view.default,
+        aten.reshape.default,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.index.Tensor,
+        aten.index_select.default,
+        aten.expand.default,
+        aten.clone.default,
+    }
+)
+"""Operators that only move elements; none of them makes any up."""
+
+
+def fold_norms(program: Program) -> Program:
+    """A program that computes the same, whose norms have no weights and biases where possible.
+
+    A tensor that is looked up and multiplied by, such as tied embeddings, becomes two.
+    """
+    program = _fold_biases(_untied(program))
+    axes = find(program)
+    ways = cache(lambda leaf: scalings(axes, (leaf,), signed=True))
+    weights: dict[Scaling, Tensor] = {}
+    folded: set[str] = set()
+    for node in program.graph.nodes:
+        weight: Any = node.args[NORMS[node.target]] if node.target in NORMS else None
+        last = _last(axes, node) if weight is not None else None
+        scaling = _folding(weight, ways(last)) if isinstance(last, Leaf) else None
+        if scaling is not None:
+            weights[scaling] = constant(program, weight)
+            folded.add(node.name)
+    with scaled(axes, program, weights).edit() as edit:
+        for node in edit.nodes(*NORMS):
+            if node.name in folded:
+                edit.record(node, f"weight {node.args[NORMS[node.target]]} folded into its readers")
+                node.update_arg(NORMS[node.target], None)
+    return edit.program
+
+
+def _untied(program: Program) -> Program:
+    """A table that is looked up, and by which others multiply, is another tensor for these."""
+    with program.edit() as edit:
+        for lookup in edit.nodes(aten.embedding.default):
+            table: Any = lookup.args[0]
+            name = str(table.target)
+            readers = [one for read in edit.nodes() if read.target == name for one in read.users]
+            for reader in readers:
+                if table.op == "get_attr" and reader.target is not aten.embedding.default:
+                    own = edit.read(f"{name}.of.{reader.name}", edit.tensors[name], before=reader)
+                    for read in reader.all_input_nodes:
+                        if read.target == name:
+                            reader.replace_input_with(read, own)
+    return edit.program
+
+
+def _folding(weight: fx.Node, ways: Sequence[Scaling]) -> Scaling | None:
+    """What multiplies every reader of a norm by its weight."""
+    names = {node.target for node in (weight, *weight.all_input_nodes) if node.op == "get_attr"}
+    for way in ways:
+        exponents = {**way.exponents, **{key: one for key, (one, _) in way.shifted.items()}}
+        own = {key: exponent for key, exponent in exponents.items() if key[0] in names}
+        readers = exponents.keys() - own.keys()
+        if len(own) == 1 and all(exponents[key] == -sum(own.values()) for key in readers):
+            once = dict.fromkeys(readers, Fraction(1))
+            return dataclasses.replace(way, exponents=once, shifted={})
+    return None
+
+
+def _last(axes: Axes, norm: fx.Node) -> Term:
+    return resolved(axes.values[norm.name][-1])
+
+
+def constant(program: Program | Edit, node: Any) -> Tensor:
+    """The value of a node that reads only what is stored.
+
+    Raises:
+        ValueError: if it reads an input.
+    """
+    if not isinstance(node, fx.Node):
+        return node  # type: ignore[no-any-return]  # a number among the arguments
+    if node.op == "get_attr":
+        return program.tensors[str(node.target)]
+    if node.op != "call_function":
+        raise ValueError(f"%{node.name} is no constant")
+    arguments = fx.node.map_arg(node.args, lambda one: constant(program, one))
+    options = fx.node.map_arg(node.kwargs, lambda one: constant(program, one))
+    return node.target(*arguments, **options)  # type: ignore[operator,no-any-return]
+
+
+def _fold_biases(program: Program) -> Program:
+    """The bias b of a norm becomes W b in the bias of every linear layer that reads it."""
+    with program.edit() as edit:
+        for norm in edit.nodes(aten.layer_norm.default):
+            bias: Any = norm.args[3] if len(norm.args) > 3 else None
+            layers = _layers(norm)
+            if bias is None or layers is None:
+                continue
+            for layer in layers:
+                _shift(edit, layer, constant(edit, bias))
+            norm.update_arg(3, None)
+            edit.record(norm, f"bias {bias} folded into {len(layers)} layers")
+    return edit.program
+
+
+def _layers(norm: fx.Node) -> list[fx.Node] | None:
+    """The linear layers that read a norm; None if something else does."""
+    found: list[fx.Node] = []
+    for user in norm.users:
+        if user.target is aten.linear.default and _stored(user.args[1]):
+            found.append(user)
+            continue
+        rows = isinstance(norm.meta["val"], Tensor) and user.target in PASSES
+        same = rows and user.meta["val"].shape[-1:] == norm.meta["val"].shape[-1:]
+        further = _layers(user) if same and user.args[0] is norm else None
+        if further is None:
+            return None
+        found += further
+    return found
+
+
+def _stored(node: Any) -> bool:
+    """Whether a node reads only what is stored."""
+    return isinstance(node, fx.Node) and (
+        node.op == "get_attr"
+        or (node.op == "call_function" and all(map(_stored, node.all_input_nodes)))
+    )
+
+
+def _shift(edit: Edit, layer: fx.Node, by: Tensor) -> None:
+    weight = constant(edit, layer.args[1])
+    more = (weight.double() @ by.double()).to(weight.dtype)
+    old: Any = layer.args[2] if len(layer.args) > 2 else None
+    bias = more if old is None else constant(edit, old) + more
+    layer.args = (*layer.args[:2], edit.read(f"{layer.name}.bias_with_norm", bias, before=layer))
+
+
+def center(axes: Axes, program: Program, axis: Axis) -> Program:
+    """A program whose layer norms along an axis are RMS norms, of coordinates that are centred.
+
+    Everything along the axis is multiplied by I - 11ᵀ / n: what writes to the stream writes
+    centred coordinates, and what reads a norm of them does not see the difference.
+
+    Raises:
+        ValueError: if something other than layer norms forbids a rotation of the axis, or reads
+            it without a norm.
+    """
+    limits = [site for site in axis.limits("rotate") if site.kind != "layer norm"]
+    if limits:
+        raise ValueError(f"axis {axis.number} cannot be centred: {limits[0]}")
+    norms = [node for node in program.graph.nodes if _is_norm_along(axes, axis, node)]
+    if raw := _read_raw(axes, program, axis, {node.name for node in norms}):
+        raise ValueError(f"axis {axis.number} cannot be centred: %{raw} reads it without a norm")
+    n = int(str(axis.size))
+    projection = torch.eye(n, dtype=torch.float64) - 1 / n
+    program = dataclasses.replace(program, tensors=turned(axes, program, {axis.leaf: projection}))
+    with program.edit() as edit:
+        for node in edit.nodes(aten.layer_norm.default):
+            if any(node.name == norm.name for norm in norms):
+                epsilon = node.args[4] if len(node.args) > 4 else 1e-5
+                rms = edit.call(ops.rms_norm, node.args[0], None, epsilon, before=node)
+                edit.replace(node, rms, "centred where it is written")
+    return edit.program
+
+
+def _is_norm_along(axes: Axes, axis: Axis, node: fx.Node) -> bool:
+    return node.target is aten.layer_norm.default and _last(axes, node) is axis.leaf
+
+
+def _read_raw(axes: Axes, program: Program, axis: Axis, norms: set[str]) -> str | None:
+    """A product along an axis with a value that no norm along it has been applied to."""
+    centred = set(norms)
+    for node in program.graph.nodes:
+        if node.target in PASSES and node.args[0].name in centred:
+            centred.add(node.name)
+        along = [one for one in node.all_input_nodes if _activation_along(axes, axis, one)]
+        keeps = node.op == "output" or _activation_along(axes, axis, node)
+        if along and not keeps and not all(one.name in centred for one in along):
+            return str(node.name)
+    return None
+
+
+def _activation_along(axes: Axes, axis: Axis, node: fx.Node) -> bool:
+    terms = axes.values.get(node.name, ())
+    return not _stored(node) and any(resolved(term) is axis.leaf for term in terms)
