@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from planish.ir.flow.known import Known, of
@@ -83,6 +84,19 @@ Rule = Callable[[Call], Result]
 
 Learn = Callable[[Call], Known | None]
 """Says what is known of the first output of a call."""
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What an operator writes in place.
+
+    Attributes:
+        arguments: those that it may write.
+        after: says of a call what those hold then that it does write, by name.
+    """
+
+    arguments: tuple[str, ...]
+    after: Callable[[Call], Mapping[str, Expression]]
 
 
 class NotCovered(Exception):

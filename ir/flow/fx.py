@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import sympy
@@ -17,6 +17,7 @@ from planish.ir.flow import higher_order
 from planish.ir.flow.call import Call, NotCovered, Rule, apply
 from planish.ir.flow.graph import Flow, Node, State
 from planish.ir.flow.known import Known, Numbers, numbers, of
+from planish.ir.flow.memory import Memory, written
 from planish.ir.flow.polynomial import (
     Count,
     Polynomial,
@@ -28,7 +29,7 @@ from planish.ir.flow.polynomial import (
 from planish.ir.flow.vocabulary import Expression, Fill, Opaque, Shape, Value, everything
 from planish.ir.operators import HigherOrderOperator, is_operator, schema
 from planish.ir.program import Program
-from planish.ir.rules.aten import LEARN, RULES
+from planish.ir.rules.aten import LEARN, RULES, WRITES
 
 HARMLESS = frozenset(
     [
@@ -199,14 +200,17 @@ class _Reader:
     def __init__(
         self,
         sizes: Sizes,
+        graph: fx.Graph,
         module: fx.GraphModule | None = None,
         declared: Mapping[str, Rule] | None = None,
     ) -> None:
         self.sizes = sizes
+        self.memory = Memory(graph)
         self.module = module
         self.declared = declared or {}
         self.values: dict[fx.Node, Any] = {}
         self.known: dict[Value, Known] = {}
+        self.entered: dict[fx.Node, Value] = {}
         self.nodes: list[Node] = []
         self.unknown: Counter[str] = Counter()
         self.assertions = 0
@@ -214,8 +218,10 @@ class _Reader:
     def enter(self, node: fx.Node, name: str, tensor: Tensor | None = None) -> Value:
         """The value of an input, or of a stored tensor, whose elements may be known."""
         value: Value = self.value(name, node.meta["val"])
-        self.values[node] = value
-        known = stored_numbers(tensor) if tensor is not None else None
+        self.values[node] = self.entered[node] = value
+        # What a run writes holds other numbers from the second run on.
+        steady = tensor is not None and not self.memory.changes(node)
+        known = stored_numbers(tensor) if tensor is not None and steady else None
         if known is not None:
             self.known[value] = known
         return value
@@ -233,16 +239,26 @@ class _Reader:
             tuple(stored),
             tuple(self.nodes),
             {name: self.values[node] for name, node in outputs.items()},
-            tuple(states),
+            (*states, *self.changed()),
             self.known,
             dict(self.unknown),
             assertions=self.assertions,
         )
 
+    def changed(self) -> Iterator[State]:
+        """What was written in place."""
+        for node, before in self.entered.items():
+            if self.values[node] is not before:
+                yield State(before.name, before, self.values[node])
+
     def nested(self, name: str) -> Flow:
-        """The flow of a nested graph, all of whose placeholders are inputs."""
+        """The flow of a nested graph, all of whose placeholders are inputs.
+
+        Raises:
+            NotCovered: if it writes in place.
+        """
         graph = getattr(self.module, name)
-        inner = _Reader(self.sizes, graph, self.declared)
+        inner = _Reader(self.sizes, graph.graph, graph, self.declared)
         inputs, stored = [], []
         for node in graph.graph.nodes:
             if node.op == "placeholder":
@@ -251,6 +267,8 @@ class _Reader:
                 stored.append(inner.enter(node, node.name))
             elif node.op == "call_function":
                 inner.call(node)
+        if any(inner.changed()):
+            raise NotCovered("a nested graph writes in place")
         self.unknown.update(inner.unknown)
         returned = enumerate(_returned(graph.graph))
         return inner.flow(inputs, stored, {str(number): node for number, node in returned})
@@ -305,7 +323,36 @@ class _Reader:
             if why is not None:
                 self.unknown[call.operator] += 1
         self._learn(call, outputs, expressions)
-        self._add(node, call.operator, outputs, expressions)
+        self._add(node, call.operator, outputs, expressions, self._written(call))
+
+    def _written(self, call: _FxCall) -> dict[fx.Node, tuple[Expression, ...]]:
+        """What nodes show after a call that writes in place, where they show something else.
+
+        Nothing is claimed of what may show a part of the same memory, or it as another type.
+        """
+        found: dict[fx.Node, tuple[Expression, ...]] = {}
+        rule = WRITES.get(call.operator)
+        after = None if rule is None else rule.after(call)
+        for name, nodes in written(call.node).items():
+            for node in nodes if after is None or name in after else ():
+                found |= self._anything(node, call.tensors(), f"{call.operator} writes in place")
+                if after is not None:
+                    found[node] = (after[name],)
+        return found
+
+    def _anything(
+        self, node: fx.Node, read: tuple[Expression, ...], why: str
+    ) -> dict[fx.Node, tuple[Expression, ...]]:
+        """Nothing is known of what a node shows from now on, nor of what shares its memory."""
+        family = [one for one in self.memory.family(node) if one in self.values]
+        shown = {
+            one: old if isinstance(old := self.values[one], tuple) else (old,) for one in family
+        }
+        before = tuple(part for parts in shown.values() for part in parts)
+        return {
+            one: tuple(Opaque(part.shape, (*read, *before), why) for part in parts)
+            for one, parts in shown.items()
+        }
 
     def _learn(
         self, call: _FxCall, outputs: tuple[Value, ...], expressions: tuple[Expression, ...]
@@ -332,6 +379,7 @@ class _Reader:
 
     def _higher_order(self, node: fx.Node, outputs: tuple[Value, ...]) -> None:
         name = str(node.target)
+        changed: dict[fx.Node, tuple[Expression, ...]] = {}
         try:
             expressions = higher_order.read(name, node.args, outputs, self.resolve, self.nested)
         except NotCovered as problem:
@@ -339,7 +387,9 @@ class _Reader:
             operands = tuple(self.values[one] for one in node.all_input_nodes if one in self.values)
             flat = tuple(one for one in operands if isinstance(one, Value))
             expressions = tuple(Opaque(one.shape, flat, str(problem)) for one in outputs)
-        self._add(node, name, outputs, expressions)
+            for one in written(node).get("", ()):
+                changed |= self._anything(one, flat, str(problem))
+        self._add(node, name, outputs, expressions, changed)
 
     def _add(
         self,
@@ -347,6 +397,7 @@ class _Reader:
         operator: str,
         outputs: tuple[Value, ...],
         expressions: tuple[Expression, ...],
+        changed: Mapping[fx.Node, tuple[Expression, ...]] | None = None,
     ) -> None:
         controls = tuple(
             self.values[argument]
@@ -355,6 +406,12 @@ class _Reader:
             and argument in self.values
         )
         where = str(node.meta.get("module") or "") or _source_line(node)
+        for one, shown in (changed or {}).items():
+            old = self.values[one]
+            parts = old if isinstance(old, tuple) else (old,)
+            new = tuple(Value(part.name, part.shape, part.dtype) for part in parts)
+            self.values[one] = new if isinstance(old, tuple) else new[0]
+            outputs, expressions = (*outputs, *new), (*expressions, *shown)
         self.nodes.append(Node(node.name, operator, outputs, expressions, where, controls))
 
 
@@ -417,21 +474,22 @@ def read_program(program: Program, ties: Mapping[str, Count] | None = None) -> F
         program: what to read.
         ties: for names of sizes, what they are equal to besides.
     """
-    reader = _Reader(Sizes(program.shapes.names, ties))
+    reader = _Reader(Sizes(program.shapes.names, ties), program.graph)
     inputs: list[Value] = []
-    stored: dict[str, Value] = {}
+    stored: dict[str, fx.Node] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
             inputs.append(reader.enter(node, str(node.target)))
         elif node.op == "get_attr":
             name = str(node.target)
-            if name not in stored:
-                stored[name] = reader.enter(node, name, program.tensors[name])
-            reader.values[node] = stored[name]
+            if stored.setdefault(name, node) is node:
+                reader.enter(node, name, program.tensors[name])
+            reader.values[node] = reader.values[stored[name]]
         elif node.op == "call_function":
             reader.call(node)
     outputs = zip(program.outputs, program.output_nodes, strict=True)
-    return reader.flow(inputs, stored.values(), dict(outputs))
+    read = [reader.entered[node] for node in stored.values()]
+    return reader.flow(inputs, read, dict(outputs))
 
 
 def read_exported(
@@ -448,10 +506,10 @@ def read_exported(
         ties: for names of sizes, what they are equal to besides.
         declared: rules for operators without one, by name: `my::op`.
     """
-    reader = _Reader(Sizes({}, ties), exported.graph_module, declared)
+    reader = _Reader(Sizes({}, ties), exported.graph, exported.graph_module, declared)
     signature = exported.graph_signature
     specs = {spec.arg.name: spec for spec in signature.input_specs}
-    written = {str(spec.target) for spec in signature.output_specs if spec.kind in _WRITES}
+    kept = {str(spec.target) for spec in signature.output_specs if spec.kind in _WRITES}
     inputs: list[Value] = []
     stored: dict[str, Value] = {}
     for node in exported.graph.nodes:
@@ -463,7 +521,7 @@ def read_exported(
                 continue
             name = str(spec.target)
             # What a run writes holds other numbers from the second run on.
-            tensor = _tensor(exported, name) if name not in written else None
+            tensor = _tensor(exported, name) if name not in kept else None
             stored[name] = reader.enter(node, name, tensor)
         elif node.op == "call_function":
             reader.call(node)

@@ -82,6 +82,8 @@ CALLS: dict[str, list[Call]] = {
         (f(3, 3, 3, 3), f(3), None, f(3), f(3).abs(), False, 0.1, 1e-5, True),
     ],
     "native_batch_norm.default": [*_norms(True, 0.1, 1e-5), *_norms(False, 0.1, 1e-5)],
+    "_native_batch_norm_legit.default": [*_norms(True, 0.1, 1e-5), *_norms(False, 0.1, 1e-5)],
+    "_batch_norm_with_update.default": _norms(0.1, 1e-5),
     "_native_batch_norm_legit.no_stats": [(f(3, 4, 2), f(4), f(4), True, 0.1, 1e-5)],
     "_native_batch_norm_legit_functional.default": [
         *_norms(True, 0.1, 1e-5),
@@ -97,6 +99,7 @@ CALLS: dict[str, list[Call]] = {
         (f(3, 4, 5), f(4), f(4), None, None, True, 0.1, 1e-5, True),
         (f(3, 3, 3), None, None, None, None, True, 0.1, 1e-5, True),
         (f(3, 4, 5), f(4), f(4), f(4), f(4).abs(), False, 0.1, 1e-5, True),
+        (f(3, 4, 5), f(4), f(4), f(4), f(4).abs(), True, 0.1, 1e-5, True),
     ],
     "group_norm.default": [
         (f(3, 4, 5), 2, f(4), f(4)),

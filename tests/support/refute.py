@@ -7,7 +7,7 @@ operator: when every other request is replaced, an element may not change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain, product
@@ -113,16 +113,20 @@ def flow_of(sample: Sample) -> Flow:
     return read_program(program)
 
 
-def evaluate(sample: Sample, inputs: list[Tensor], given: list[Tensor]) -> list[Tensor]:
-    """The results of the real operator with `given` in place of `inputs`."""
+def evaluate(
+    sample: Sample, inputs: list[Tensor], given: list[Tensor], written: Sequence[int] = ()
+) -> list[Tensor]:
+    """The results of the real operator with `given` in place of `inputs`, then what it wrote."""
     stored = tensors_of(sample)[1]
-    values: dict[int, Any] = {id(old): new for old, new in zip(inputs, given, strict=True)}
+    copies = [one.clone() for one in given]
+    values: dict[int, Any] = {id(old): new for old, new in zip(inputs, copies, strict=True)}
     values |= {id(one): one.tensor for one in stored}
     kwargs = {name: substituted(one, values) for name, one in sample.kwargs.items()}
     torch.default_generator.manual_seed(0)
     result = target(sample.operator)(*(substituted(one, values) for one in sample.args), **kwargs)
     several = result if isinstance(result, list | tuple) else [result]
-    return [one if isinstance(one, Tensor) else torch.tensor(one) for one in several]
+    found = [one if isinstance(one, Tensor) else torch.tensor(one) for one in several]
+    return [*found, *(copies[number] for number in written)]
 
 
 def requests(one: Map, shape: tuple[int, ...]) -> np.ndarray:
@@ -200,7 +204,9 @@ def refute(sample: Sample) -> Outcome:
     outcome = Outcome()
     flow = flow_of(sample)
     node = flow.nodes[-1]
-    before = evaluate(sample, inputs, inputs)
+    places = {value.name: number for number, value in enumerate(flow.inputs)}
+    written = [places[one.name] for one in node.outputs if one.name in places]
+    before = evaluate(sample, inputs, inputs, written)
     for expression, real in zip(node.expressions, before, strict=True):
         sizes = tuple(expression.shape)
         if all(isinstance(size, int) for size in sizes) and sizes != tuple(real.shape):
@@ -214,13 +220,14 @@ def refute(sample: Sample) -> Outcome:
         found = [interpreter.dependences[value] for value in node.outputs]
         outcome.labelled += 1
         outcome.apart += not any(one.causes for one in found)
-        _compare(sample, inputs, labelling, before, found, outcome)
+        _compare(sample, inputs, written, labelling, before, found, outcome)
     return outcome
 
 
 def _compare(
     sample: Sample,
     inputs: list[Tensor],
+    written: list[int],
     labelling: Labelling,
     before: list[Tensor],
     found: list[Dependence],
@@ -242,7 +249,7 @@ def _compare(
             for kind in (0,) if alone else range(kinds):
                 given = _changed(inputs, masks, kind, chance)
                 try:
-                    after = evaluate(sample, inputs, given)
+                    after = evaluate(sample, inputs, given, written)
                 except (RuntimeError, IndexError):
                     continue  # it refuses these values: an error is not a flow of data
                 outcome.compared += 1

@@ -1,13 +1,22 @@
 """The table of ATen: what each operator reads, by its name with the overload."""
 
-from planish.ir.flow.call import Learn, Rule
-from planish.ir.rules.aten import creation, indexing, movement, pointwise, product, reduction
+from planish.ir.flow.call import Learn, Rule, Writes
+from planish.ir.rules.aten import (
+    creation,
+    indexing,
+    movement,
+    normalization,
+    pointwise,
+    product,
+    reduction,
+)
 
 RULES: dict[str, Rule] = {
     **pointwise.RULES,
     **creation.RULES,
     **movement.RULES,
     **reduction.RULES,
+    **normalization.RULES,
     **product.RULES,
     **indexing.RULES,
 }
@@ -15,3 +24,6 @@ RULES: dict[str, Rule] = {
 
 LEARN: dict[str, Learn] = {**pointwise.LEARN, **creation.LEARN}
 """What is known of results, for operators that compute small integers."""
+
+WRITES: dict[str, Writes] = normalization.WRITES
+"""What operators leave in arguments that they write in place."""

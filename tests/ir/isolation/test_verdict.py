@@ -157,6 +157,8 @@ def test_a_scale_kept_for_the_next_call_is_state() -> None:
 class Renormalizing(nn.Module):
     """A lookup that shortens the rows it finds too long, for good."""
 
+    table: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("table", torch.randn(9, 4) * 3)

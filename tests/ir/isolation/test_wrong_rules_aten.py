@@ -24,7 +24,7 @@ from planish.ir.flow.vocabulary import (
 from planish.ir.isolation import digits
 from planish.ir.isolation.dependence import Dependence
 from planish.ir.isolation.interpret import Interpreter
-from planish.ir.rules.aten import RULES, indexing, movement, reduction
+from planish.ir.rules.aten import RULES, indexing, movement, normalization
 from support import indexing_calls, movement_calls, product_calls, reduction_calls
 from support.fuzz import judged
 from support.random_programs import programs
@@ -187,7 +187,7 @@ def test_an_index_that_is_taken_for_counting_is_refuted(monkeypatch: pytest.Monk
 
 def test_statistics_that_read_nothing_are_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(call: Call) -> Result:
-        good = reduction.layer_norm(call)
+        good = normalization.layer_norm(call)
         call.tensors()
         first = good[0] if isinstance(good, tuple) else good
         return (first, *(Fill(one.shape) for one in call.outputs[1:]))

@@ -56,7 +56,6 @@ CORE_WITHOUT_RULE = {
     "max_pool2d_with_indices_backward.default": "gradient",
     "native_group_norm_backward.default": "gradient",
     "native_layer_norm_backward.default": "gradient",
-    "_native_batch_norm_legit.default": "writes its arguments",
     "atan2.out": "writes its argument",
     "resize_.default": "writes its argument",
     "sym_numel.default": "the reader of graphs answers it",
