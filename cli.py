@@ -242,7 +242,8 @@ def axes(
 
     permute: reorder the indices, with the same answer. cut: remove some, with the answer that
     zeroing them gives. rotate: mix them by an orthogonal matrix. What forbids the next thing is
-    named behind each. Weights are not read.
+    named behind each. Weights are not read. MODEL may be an ONNX file, too; caches, by their names
+    past_… and present…, are taken to be fed nothing but what came out.
     """
     from planish import commands
 

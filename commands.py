@@ -280,13 +280,19 @@ def _default(field: Any) -> str:
 
 
 def show_axes(model: str, input_shapes: Sequence[str], *, as_json: bool) -> None:
-    """Print the axes of a model, captured without weights where that is possible."""
-    from planish.ir.axes.axes import find, text, to_json  # noqa: PLC0415
+    """Print the axes of a model, read without its weights where that is possible."""
+    from planish.ir.axes.axes import find, find_in, text, to_json  # noqa: PLC0415
     from planish.ir.capture.meta import from_config  # noqa: PLC0415
+    from planish.ir.carried import pairs  # noqa: PLC0415
+    from planish.ir.flow.onnx import read_model  # noqa: PLC0415
 
-    resolved = resolve(model, input_shapes)
-    program = resolved if isinstance(resolved, Program) else from_config(str(resolved))
-    found = find(program)
+    if model.endswith(".onnx"):
+        flow = read_model(model)
+        found = find_in(flow, pairs((one.name for one in flow.inputs), flow.outputs))
+    else:
+        resolved = resolve(model, input_shapes)
+        program = resolved if isinstance(resolved, Program) else from_config(str(resolved))
+        found = find(program)
     if as_json:
         console.print_json(to_json(found))
         return

@@ -18,3 +18,9 @@ def carried(inputs: Iterable[str], outputs: Iterable[str]) -> dict[str, str | No
         choices = (f"present{tail.removeprefix('key_values')}", f"present_{tail}")
         names[past] = next((name for name in choices if name in given), None)
     return names
+
+
+def pairs(inputs: Iterable[str], outputs: Iterable[str]) -> dict[str, str]:
+    """`carried`, without the inputs that no output gives back."""
+    found = carried(inputs, outputs)
+    return {past: present for past, present in found.items() if present is not None}

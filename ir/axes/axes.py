@@ -14,7 +14,7 @@ from torch import Tensor
 from planish.ir.axes.classes import Classes
 from planish.ir.axes.sites import ALLOWS, SYMMETRIES, Site, Symmetry
 from planish.ir.axes.terms import Leaf, Product, Term, leaves, resolved, size_of
-from planish.ir.carried import carried
+from planish.ir.carried import pairs
 from planish.ir.flow.fx import read_program
 from planish.ir.flow.graph import Flow
 from planish.ir.flow.polynomial import Count
@@ -81,11 +81,10 @@ def find(program: Program) -> Axes:
     Inputs and outputs keep their order, but for the caches of a language model, which only the
     program itself reads.
     """
-    states: dict[str, str | None] = {}
+    states: dict[str, str] = {}
     if program.source.task == "causal-lm":
-        states = carried((spec.name for spec in program.inputs), program.outputs)
-    kept = {past: present for past, present in states.items() if present is not None}
-    return find_in(read_program(program), kept)
+        states = pairs((spec.name for spec in program.inputs), program.outputs)
+    return find_in(read_program(program), states)
 
 
 def find_in(flow: Flow, states: Mapping[str, str] | None = None) -> Axes:
@@ -105,6 +104,8 @@ def find_in(flow: Flow, states: Mapping[str, str] | None = None) -> Axes:
     terms: dict[str, tuple[Term, ...]] = {}
     for value in flow.stored:
         terms[value.name] = tuple(map(resolved, found.terms[value]))
+        if not found.readers[value]:
+            continue  # its numbers are in the graph, such as where a slice begins
         for dim, term in enumerate(terms[value.name]):
             for leaf in leaves(term):
                 members.setdefault(leaf, {})[Member(value.name, dim)] = None

@@ -61,16 +61,10 @@ WHOLE = {
 }
 """What is done along a dimension that is read whole, or whose elements read each other."""
 
-EACH = {
-    "linear": "linear",
-    "copy": "linear",
-    "sum": "linear",
-    "mean": "linear",
-    "gather": "linear",
-    "homogeneous": "homogeneous",
-    "add": "add",
-    "contract": "linear",
-}
+_LINEAR = {"linear", "copy", "sum", "mean", "gather", "hadamard"}
+"""What is linear in one operand, if the others have the same at every index."""
+
+_EACH = {"homogeneous": "homogeneous", "add": "add"}
 """What is done along a dimension at whose every index the same happens; else: each by itself."""
 
 
@@ -197,6 +191,7 @@ class Classes:
         along: list[list[tuple[Term, bool]]] = [[] for _ in reads.shape]
         whole: dict[str, list[tuple[Term, bool]]] = {}
         spread: list[int] = [0] * len(reads.shape)
+        unclear: set[int] = set()
         for operand in reads.operands:
             constant = all(one in self._constant for one in values_of(operand.value))
             terms = self.of(operand.value)
@@ -208,17 +203,21 @@ class Classes:
                     along[tag].append((term, constant))
                 elif size == 1:
                     spread[tag] += 1
-                else:
-                    raise CannotUnify(f"sizes {size} and {reads.shape[tag]} differ")
+                else:  # one of them is 1, or they are equal, in a way that is not known
+                    self._done(term, "opaque")
+                    unclear.add(tag)
             for dim in range(len(reads.shape)):
                 spread[dim] += dim not in operand.tags
         folded = all(one in self._constant for one in values_of(reads))
         for group in whole.values():
             self._together(group, reads.kind, folded)
-        return tuple(
+        result = [
             self._one(dim, size, along[dim], spread[dim], reads)
             for dim, size in enumerate(reads.shape)
-        )
+        ]
+        for dim in unclear:
+            self._done(result[dim], "opaque")
+        return tuple(result)
 
     def _together(self, group: Sequence[tuple[Term, bool]], kind: str, folded: bool) -> None:
         """Dimensions that are read whole, together."""
@@ -308,11 +307,13 @@ def _each(kind: str, along: Sequence[tuple[Term, bool]], spread: int, numerator:
     alone = len(along) == 1
     if kind == "contract":
         return "batched" if not alone else "produced by a weight" if parameter else "linear"
-    if kind == "hadamard" or (kind == "ratio" and (numerator or not alone)):
-        return "linear" if alone else "scaled by a parameter" if parameter else "multiplied"
+    if alone and (kind in _LINEAR or (kind == "ratio" and numerator)):
+        return "linear"
+    if kind in _LINEAR:
+        return "scaled by a parameter" if parameter else "multiplied"
     if kind == "add" and spread:
         return "shifted"
-    return EACH.get(kind, "each by itself")
+    return _EACH.get(kind, "each by itself")
 
 
 def reshaped(terms: Terms, shape: Sequence[Count]) -> Terms:
