@@ -11,6 +11,7 @@ from planish.verification import Verification
 from planish.waivers import Waiver
 
 _STYLES = {"isolated": "green", "leaks": "bold red", "unproven": "yellow"}
+_TONES = {"unknown": "yellow", "numerics": "cyan"}
 
 
 def show(reports: Sequence[AuditReport | Unreadable]) -> None:
@@ -28,7 +29,7 @@ def _table(reports: Sequence[AuditReport | Unreadable]) -> None:
         if isinstance(one, Unreadable):
             rows.append([one.target, "unreadable", "-", "-", one.error])
         else:
-            why = one.findings[0].operator if one.findings else ""
+            why = one.findings[0].operator if one.verdict != "isolated" else ""
             rows.append([one.target, one.verdict, str(one.nodes), f"{one.seconds:.2f}", why])
     console.table("", ["target", "verdict", "nodes", "seconds", "why"], rows)
     counts = auditing.summarize(reports)["summary"]
@@ -74,7 +75,7 @@ def _show_finding(number: int, finding: Finding, waiver: Waiver | None) -> None:
     out.print()
     out.print(
         f"{number}. {finding.kind}: {finding.operator} %{finding.node}{where}",
-        style="yellow" if finding.kind == "unknown" else "red",
+        style=_TONES.get(finding.kind, "red"),
         markup=False,
         soft_wrap=True,
     )

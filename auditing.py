@@ -18,7 +18,7 @@ from planish.ir.flow.contracts import Contract
 from planish.ir.flow.contracts import parse as contracts_of
 from planish.ir.isolation.labels import Labels, Owners
 from planish.ir.isolation.programs import EXIT_CODES, NOT_COVERED
-from planish.ir.isolation.verdict import Analysis, Finding
+from planish.ir.isolation.verdict import Analysis, Finding, verdict_of
 from planish.runtime.contracts import tried
 from planish.runtime.witness import Witness
 from planish.waivers import Waiver, applied, parse
@@ -60,9 +60,7 @@ class AuditReport(Analysis):
     @property
     def exit_code(self) -> int:
         """0 isolated, 1 leaks, 3 unproven; what is waived does not count."""
-        kinds = {one.kind for one in self.live}
-        found = "leaks" if kinds - {"unknown"} else "unproven" if kinds else "isolated"
-        return EXIT_CODES[found]
+        return EXIT_CODES[verdict_of(one.kind for one in self.live)]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, `planish.audit/1`."""

@@ -91,7 +91,9 @@ def confirm(report: AuditReport, model: Runnable, folder: Path | None = None) ->
         kept.append(one)
     notes += advice(model, specs, report.output_axes, owner, base)
     findings = tuple(
-        dataclasses.replace(
+        one
+        if one.advisory
+        else dataclasses.replace(
             one, witness=next((written[out] for out in one.outputs if out in written), None)
         )
         for one in report.findings

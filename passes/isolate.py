@@ -14,6 +14,7 @@ from planish.ir.edit import Edit
 from planish.ir.flow.fx import read_program
 from planish.ir.isolation.digits import Map
 from planish.ir.isolation.programs import analyse_program, explain, requests_of
+from planish.ir.isolation.verdict import Finding
 from planish.ir.operators import schema
 from planish.ir.program import Program
 from planish.ir.shapes import describe
@@ -46,7 +47,7 @@ class Isolate(Pass):
             NotApplicable: if there is none; if one cannot be repaired, unless `partial`; or if a
                 repair would change a shape or dtype besides.
         """
-        findings = analyse_program(program).findings
+        findings = _wrong(program)
         if not findings:
             raise NotApplicable(
                 f"isolate: {program.source.name} is proven isolated already; leave this pass out."
@@ -58,7 +59,7 @@ class Isolate(Pass):
         _check_unchanged(program, after, scales)
         left |= {
             one.node: "it is still there after the repair"
-            for one in analyse_program(after).findings
+            for one in _wrong(after)
             if one.node not in left
         }
         some = len(after.changes) > len(program.changes)
@@ -72,6 +73,10 @@ class Isolate(Pass):
                 f"{'; '.join(told[:3])}{more}.{hint}"
             )
         return after
+
+
+def _wrong(program: Program) -> list[Finding]:
+    return [one for one in analyse_program(program).findings if not one.advisory]
 
 
 def _check_unchanged(before: Program, after: Program, scales: frozenset[str]) -> None:

@@ -18,6 +18,9 @@ MOST_ROWS = 12
 
 TONES = {"isolated": "good", "leaks": "bad", "unproven": "warn", "unreadable": "warn"}
 
+GROUP_TONES = {"unknown": "warn", "numerics": ""}
+HEADINGS = {"unknown": "Not understood:", "numerics": "Rounding may differ in"}
+
 HEADLINES = {
     "isolated": "Requests stay apart.",
     "leaks": "One request can reach another.",
@@ -102,11 +105,13 @@ def _groups(report: Json, place: int) -> Iterator[dict[str, Any]]:
     for number, members in enumerate(alike.values(), 1):
         first = members[0]
         rule = rule_of(first)
+        advisory = first["kind"] == "numerics"  # nothing meets that a picture could show
         yield {
             "number": number,
             "anchor": f"finding-{place}-{number}",
             "rule": rule,
-            "known": first["kind"] != "unknown",
+            "heading": HEADINGS.get(first["kind"], "Requests meet in"),
+            "tone": GROUP_TONES.get(first["kind"], "bad"),
             "kind": first["kind"],
             "operator": first["operator"],
             "short": short_operator(first["operator"]),
@@ -115,7 +120,7 @@ def _groups(report: Json, place: int) -> Iterator[dict[str, Any]]:
             "outputs": first["outputs"],
             "waived": first.get("waived"),
             "witness": next((one["witness"] for one in members if one["witness"]), None),
-            "picture": draw(first, f"way-{place}-{number}"),
+            "picture": "" if advisory else draw(first, f"way-{place}-{number}"),
             "members": [
                 {
                     "node": one["node"],

@@ -24,7 +24,7 @@ class Rule:
         name: for machines that show names, in one word.
         short: what happens, in a sentence.
         full: what it means, and what helps in general.
-        level: of SARIF: error or warning.
+        level: of SARIF: error, warning or note.
         severity: of GitHub's scale from 0 to 10.
         weakness: the CWE it is an instance of; none where nothing is shown to be wrong.
     """
@@ -89,6 +89,15 @@ STATE = Rule(
     "8.6",
     "488",
 )
+NUMERICS = Rule(
+    "BIC006",
+    "CrossRequestRounding",
+    "Rounding may differ with what other requests hold; in exact arithmetic nothing does.",
+    "Rows are multiplied in groups whose sizes or order data decide, as by experts, so that a "
+    "kernel may cut its blocks elsewhere. Told for information: the verdict does not depend on it.",
+    "note",
+    "1.0",
+)
 UNKNOWN = Rule(
     "BIC007",
     "UnknownOperator",
@@ -108,13 +117,19 @@ UNLABELLED = Rule(
     "4.0",
 )
 
-RULES = (DATA, AGGREGATE, CONTROL, SHAPE, STATE, UNKNOWN, UNLABELLED)
+RULES = (DATA, AGGREGATE, CONTROL, SHAPE, STATE, NUMERICS, UNKNOWN, UNLABELLED)
 
 _STATISTICS = tuple(
     READING[kind] for kind in ("softmax", "norm", "sum", "mean", "extreme", "statistic")
 )
 
-_BY_KIND = {"control": CONTROL, "shape": SHAPE, "state": STATE, "unknown": UNKNOWN}
+_BY_KIND = {
+    "control": CONTROL,
+    "shape": SHAPE,
+    "state": STATE,
+    "numerics": NUMERICS,
+    "unknown": UNKNOWN,
+}
 
 
 def rule_of(finding: Json) -> Rule:

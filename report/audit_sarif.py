@@ -178,9 +178,11 @@ def _suppression(waived: Json) -> dict[str, str]:
 
 def message(finding: Json) -> str:
     """A finding in a paragraph."""
+    said = {"unknown": "Requests may meet in", "numerics": "Rounding may differ in"}
     meet = (
-        "Requests may meet in" if finding["kind"] == "unknown" else "Requests meet in"
-    ) + f" {short_operator(finding['operator'])} (node {finding['node']})"
+        said.get(finding["kind"], "Requests meet in")
+        + f" {short_operator(finding['operator'])} (node {finding['node']})"
+    )
     reached = ", ".join(finding["outputs"])
     text = f"{meet}: {finding['why']}. It reaches {reached}. What would help: {finding['fix']}."
     return plain(text)

@@ -98,6 +98,10 @@ class ByPlace(Law):
     """A function of each element's place too: triangles, causal masks, chance."""
 
 
+class Rearranged(Law):
+    """A product of rows whose number or order data decide, so that it may add in another order."""
+
+
 @dataclass(frozen=True, eq=False)
 class Below(Law):
     """Integers from 0 up to, but not including, a size."""

@@ -23,6 +23,7 @@ from planish.ir.flow.laws import (
     Picked,
     Places,
     Quotient,
+    Rearranged,
     Sorting,
     Written,
 )
@@ -43,10 +44,6 @@ from planish.ir.isolation.facts import Ends, Facts, Inverse
 from planish.ir.isolation.twins import Apart, Place, Twins
 
 COUNTS = "no expert is given more than 2^24 rows at once"
-ROUNDING = (
-    "rounding is not proven: a product of groups may add in another order when other requests "
-    "choose other experts, which moves the last bits"
-)
 
 
 def put_back(flow: Flow) -> tuple[Flow, frozenset[str]]:
@@ -144,14 +141,14 @@ class _Reader:
         fits = law.weight.shape[0] == ends.size and law.ends.shape == (ends.size,)
         if not isinstance(by, Sorting) or not fits:
             raise Apart
-        self.assumed |= {COUNTS, ROUNDING}
+        self.assumed.add(COUNTS)
         operands = (
             Operand(self.twins.swapped(law.value), (0, "inner")),
             Operand(law.weight, ("group", "inner", 1)),
             Operand(by.key, (0,)),
         )
         shape = (ends.arrangement.grid[0], law.weight.shape[2])
-        return place, Reads(shape, operands, "contract")
+        return place, Reads(shape, operands, "contract", law=Rearranged())
 
     def _back(self, output: Value, expression: Expression) -> Expression | None:
         """An expression that puts arranged rows back, as one over their twins; else None."""

@@ -7,9 +7,12 @@ from typing import Literal
 
 from planish.ir.isolation.digits import Map
 
-Kind = Literal["value", "control", "state", "shape", "unknown"]
+Kind = Literal["value", "control", "state", "shape", "unknown", "numerics"]
 """How requests meet: in values, by what runs at all, from call to call, in a size that data
-decide, or in an operator of which nothing is known."""
+decide, in an operator of which nothing is known, or in nothing but rounding."""
+
+ADVISORY: Kind = "numerics"
+"""Said for information: the proof is of exact arithmetic, and holds."""
 
 MANY = 8
 """A value that reads this many different requests an element is counted as mixed."""

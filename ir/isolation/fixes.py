@@ -13,13 +13,14 @@ _BY_OPERATOR = (
             "linear_dynamic",
             "MatMulIntegerToFloat",
         ),
-        "compute one scale for each row instead of one for the whole tensor; for an ONNX file "
-        "`planish audit --fix OUT.onnx` does it",
+        "compute one scale for each row instead of one for the whole tensor: "
+        "`planish audit --fix OUT.onnx` does it for an ONNX file, the pass `isolate` for a model "
+        "that Planish converts",
     ),
     (
         ("batch_norm", "BatchNormalization"),
         "put the model into evaluation mode, so that running statistics are used: "
-        "`model.eval()` before the export, or `planish audit --fix OUT.onnx`",
+        "`model.eval()` before the export, `planish audit --fix OUT.onnx`, or the pass `isolate`",
     ),
     (
         ("MeanVarianceNormalization",),
@@ -37,7 +38,7 @@ _BY_OPERATOR = (
         ("nonzero", "NonZero", "unique", "Unique", "Compress", "masked_select"),
         "keep the shape and mask instead of picking rows",
     ),
-    (("empty",), "start from zeros"),
+    (("empty",), "start from zeros, as the pass `isolate` does"),
 )
 
 _BY_KIND = {
@@ -46,6 +47,7 @@ _BY_KIND = {
     "control": "decide for each request by a mask instead of for the whole batch",
     "state": "keep nothing between calls, or one slot for each request",
     "shape": "keep sizes independent of the data",
+    "numerics": "compare answers up to rounding, or serve each request alone where bits matter",
     "unknown": "declare what the operator reads with a contract, or replace it by operators that "
     "have rules",
 }

@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Any, TypeVar
 
 from planish.ir.flow.graph import Flow, Node
+from planish.ir.flow.laws import Rearranged
 from planish.ir.flow.polynomial import Count
 from planish.ir.flow.vocabulary import (
     Concat,
@@ -23,7 +24,7 @@ from planish.ir.flow.vocabulary import (
     Value,
 )
 from planish.ir.isolation import control, digits
-from planish.ir.isolation.dependence import MANY, NOTHING, Cause, Dependence, Kind
+from planish.ir.isolation.dependence import ADVISORY, MANY, NOTHING, Cause, Dependence, Kind
 from planish.ir.isolation.digits import Map
 
 T = TypeVar("T")
@@ -44,6 +45,12 @@ READING = {
     "scatter": "writes anywhere along",
     "transform": "a transform along",
 }
+
+
+ROUNDING = (
+    "which rows are multiplied together depends on what other requests hold, so a kernel may add "
+    "in another order, which moves the last bits"
+)
 
 
 class Interpreter:
@@ -162,7 +169,13 @@ class Interpreter:
                 if kept is not None:
                     maps.add(kept)
             result = result | Dependence(frozenset(maps), frozenset(causes))
-        return result
+        return self._rounded(result) if isinstance(reads.law, Rearranged) else result
+
+    def _rounded(self, found: Dependence) -> Dependence:
+        """What a product depends on whose rows others may move; the first on the way is told."""
+        if found.on_nothing or any(one.kind == ADVISORY for one in found.causes):
+            return found
+        return replace(found, causes=found.causes | {self.cause(ADVISORY, ROUNDING)})
 
     def _along(self, one: Map, operand: Operand, reads: Reads) -> tuple[Map | None, str | None]:
         """A map of an operand as one of the result, and why requests meet if they do.
@@ -198,9 +211,7 @@ class Interpreter:
             f"a reshape from [{old}] to [{new}] cuts across the requests",
         )
 
-    def _mapped(
-        self, found: Dependence, move: Callable[[Map], Map | None], why: str
-    ) -> Dependence:
+    def _mapped(self, found: Dependence, move: Callable[[Map], Map | None], why: str) -> Dependence:
         """`found` with its maps moved; where one cannot be, requests meet, for this reason."""
         if not found.maps:
             return found

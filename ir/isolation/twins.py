@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from planish.ir.flow.known import Counting, Known, of
-from planish.ir.flow.laws import Arrangement, ByPlace, GroupedProduct, Looked, Places
+from planish.ir.flow.laws import Arrangement, ByPlace, GroupedProduct, Looked, Places, Rearranged
 from planish.ir.flow.lookup import indexed
 from planish.ir.flow.polynomial import Count, data_decides, product, quotient
 from planish.ir.flow.vocabulary import (
@@ -218,7 +218,8 @@ class Twins:
                 tags[inner.dim : inner.dim + 1] = grid
             operands.append(Operand(self.swapped(operand.value), tuple(tags)))
         mixed = frozenset(_moved(dim, place) for dim in reads.mixed)
-        return Reads(_spread(reads.shape, place), tuple(operands), reads.kind, mixed)
+        law = Rearranged() if reads.kind == "contract" else None
+        return Reads(_spread(reads.shape, place), tuple(operands), reads.kind, mixed, law)
 
     def looked_up(self, law: Looked, place: Place, shape: Shape) -> Expression:
         """The twin of a lookup by places, which are known where nothing is arranged."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from planish.ir.flow.graph import Flow
 from planish.ir.flow.polynomial import Count, quotient
 from planish.ir.flow.vocabulary import Shape, Value
 from planish.ir.isolation.arranged import put_back
-from planish.ir.isolation.dependence import Cause, Dependence, Kind
+from planish.ir.isolation.dependence import ADVISORY, Cause, Dependence, Kind
 from planish.ir.isolation.digits import Digit, Map, make
 from planish.ir.isolation.fixes import fix_for
 from planish.ir.isolation.interpret import Interpreter
@@ -50,6 +50,11 @@ class Finding:
     where: str = ""
     witness: str | None = None
 
+    @property
+    def advisory(self) -> bool:
+        """Whether it is told for information, and no verdict depends on it."""
+        return self.kind == ADVISORY
+
 
 @dataclass(frozen=True)
 class OutputVerdict:
@@ -76,7 +81,7 @@ class Analysis:
     Attributes:
         verdict: the worst of the outputs': `leaks`, else `unproven`, else `isolated`.
         outputs: each output, and what is kept from call to call (`state NAME`).
-        findings: definite ones first.
+        findings: definite ones first, those for information last.
         unknown_operators: how often each operator without a rule occurs.
         assumptions: what the verdict rests on besides the graph.
         nodes: how many were analysed.
@@ -116,9 +121,8 @@ def analyse(read: Read, labels: Labels) -> Analysis:
     interpreter.run(flow)
     judged = list(_judged(flow, labels, batch, interpreter.dependences))
     findings = _findings(judged, Paths(flow, interpreter.dependences))
-    kinds: set[Kind] = {finding.kind for finding in findings}
     return Analysis(
-        _verdict(kinds),
+        verdict_of(finding.kind for finding in findings),
         tuple(OutputVerdict(one.name, one.verdict, one.requests) for one in judged),
         findings,
         flow.unknown_operators,
@@ -141,10 +145,12 @@ def analyse(read: Read, labels: Labels) -> Analysis:
     )
 
 
-def _verdict(kinds: set[Kind]) -> Verdict:
-    if kinds - {"unknown"}:
+def verdict_of(kinds: Iterable[Kind]) -> Verdict:
+    """What findings of these kinds come to."""
+    wrong = set(kinds) - {ADVISORY}
+    if wrong - {"unknown"}:
         return "leaks"
-    return "unproven" if kinds else "isolated"
+    return "unproven" if wrong else "isolated"
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ class _Judged:
         kinds: set[Kind] = {cause.kind for cause in self.causes}
         if self.wrong:
             kinds.add("value")
-        return _verdict(kinds)
+        return verdict_of(kinds)
 
 
 def _judged(
@@ -226,14 +232,16 @@ def _findings(judged: list[_Judged], paths: Paths) -> tuple[Finding, ...]:
         if one.wrong:
             cause = paths.origin(one.name, one.value, one.wrong)
             causes.setdefault(cause, []).append(one)
+    _merge_advice(causes, paths)
     found = []
     for cause, reached in causes.items():
         first = min(reached, key=lambda one: (one.state, one.name))
-        kind: Kind = "state" if all(one.state for one in reached) else cause.kind
+        softer = cause.kind in _SOFTER
+        kind: Kind = "state" if all(one.state for one in reached) and not softer else cause.kind
         path = paths.through(cause, first.name, first.value)
         found.append(
             Finding(
-                kind if cause.kind != "unknown" else "unknown",
+                kind,
                 cause.operator,
                 cause.node,
                 cause.why,
@@ -243,4 +251,24 @@ def _findings(judged: list[_Judged], paths: Paths) -> tuple[Finding, ...]:
                 cause.where,
             )
         )
-    return tuple(sorted(found, key=lambda one: (one.kind == "unknown", paths.order(one.node))))
+    return tuple(sorted(found, key=lambda one: (_rank(one.kind), paths.order(one.node))))
+
+
+def _merge_advice(causes: dict[Cause, list[_Judged]], paths: Paths) -> None:
+    """Of advice on many nodes of one operator, such as one for each expert, keep one."""
+    alike: dict[str, list[Cause]] = {}
+    for cause in sorted(causes, key=lambda one: paths.order(one.node)):
+        if cause.kind == ADVISORY:
+            alike.setdefault(cause.operator, []).append(cause)
+    for first, *others in alike.values():
+        reached = [judged for one in (first, *others) for judged in causes.pop(one)]
+        more = f" (as at {len(others)} other nodes)" if others else ""
+        causes[replace(first, why=first.why + more)] = list(dict.fromkeys(reached))
+
+
+_SOFTER: tuple[Kind, ...] = ("unknown", ADVISORY)
+
+
+def _rank(kind: Kind) -> int:
+    """Definite findings come before others."""
+    return _SOFTER.index(kind) + 1 if kind in _SOFTER else 0

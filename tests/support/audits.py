@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from planish.ir.isolation.verdict import verdict_of
+
 Json = dict[str, Any]
 
 QUANTIZE = "ai.onnx::DynamicQuantizeLinear@11"
@@ -36,7 +38,7 @@ def finding(**changed: Any) -> Json:
 
 def report(*findings: Json, **changed: Any) -> Json:
     kinds = {one["kind"] for one in findings}
-    verdict = "leaks" if kinds - {"unknown"} else "unproven" if kinds else "isolated"
+    verdict = verdict_of(kinds)
     return {
         "schema": "planish.audit/1",
         "target": "models/model.onnx",
