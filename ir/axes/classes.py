@@ -14,6 +14,7 @@ from planish.ir.axes.sites import Site
 from planish.ir.axes.terms import (
     UNIT,
     CannotUnify,
+    Leaf,
     Product,
     Sum,
     Term,
@@ -77,6 +78,7 @@ class Classes:
     Attributes:
         flow: what was analysed.
         carried: each state as it comes in and as it goes out.
+        inputs: the values that each node's expressions are made of.
         readers: how often each value is read.
         terms: one a dimension, by value.
         parts: the same, by the expressions that values are made of.
@@ -95,14 +97,16 @@ class Classes:
         self.sites: list[tuple[Term, Site]] = []
         self.reasons: list[tuple[Node, str]] = []
         self._constant: set[Value] = set(flow.stored)
+        self._atoms: dict[Term, frozenset[Leaf]] = {}
         self._node = Node("", "", (), ())
         self._known = flow.known
-        self.readers = Counter(
-            value
+        self.inputs = {
+            expression: values_of(expression)
             for node in flow.nodes
             for expression in (*node.expressions, *node.controls)
-            for value in values_of(expression)
-        ) + Counter(flow.outputs.values())
+        }
+        self.readers = Counter(value for several in self.inputs.values() for value in several)
+        self.readers += Counter(flow.outputs.values())
         for value in flow.inputs:
             self.terms[value] = tuple(leaf(size) for size in value.shape)
             if value.name not in states:
@@ -142,6 +146,12 @@ class Classes:
                 self._constant.add(output)
             if isinstance(self._known.get(output), Counting):
                 self._pin(terms, self._site("counted"))
+
+    def atoms(self, term: Term) -> frozenset[Leaf]:
+        """The atoms of a term, once all is known."""
+        if term not in self._atoms:
+            self._atoms[term] = frozenset(leaves(term))
+        return self._atoms[term]
 
     def _carry(self, before: Terms, after: Terms) -> None:
         """A state comes back as it went out; along positions it may have grown."""

@@ -32,7 +32,7 @@ class Exponents:
         stored: the unknown of each stored tensor and place.
         shifted: likewise of tensors that are read by way of a number added to them, as the weights
             of norms that multiply by `1 + weight`; with the name of the node that adds.
-        values: the exponents of every value.
+        values: the exponents of every value where they may be other than 0.
     """
 
     def __init__(self, classes: Classes, along: tuple[Leaf, ...], signed: bool = False) -> None:
@@ -64,6 +64,9 @@ class Exponents:
 
     def _node(self, node: Node) -> None:
         for output, expression in zip(node.outputs, node.expressions, strict=True):
+            if not any(self.values[value] for value in self._classes.inputs[expression]):
+                self.values[output] = {}  # no operand has the atoms
+                continue
             forms, places = self._of(expression), self._places(self._classes.terms[output])
             if (name := self._shifted(expression)) is not None:
                 # The tensor itself has to stay for other readers; what this one reads need not.
@@ -110,9 +113,9 @@ class Exponents:
 
     def _places(self, terms: Sequence[Term]) -> list[Place]:
         """Where all atoms lie, in the dimensions of a value."""
+        inside = [self._classes.atoms(term) for term in terms]
         dims = [
-            [dim for dim, term in enumerate(terms) if any(one is leaf for one in leaves(term))]
-            for leaf in self._along
+            [dim for dim, several in enumerate(inside) if leaf in several] for leaf in self._along
         ]
         return [place for place in itertools.product(*dims) if self._together(terms, place)]
 

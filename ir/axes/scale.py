@@ -77,25 +77,44 @@ def scalings(axes: Axes, along: Sequence[Leaf], signed: bool = False) -> tuple[S
     return tuple(result)
 
 
-def scalable(axes: Axes, member: Member) -> Scaling | None:
-    """How to scale one dimension of a stored tensor on its own: by the most factors possible.
+class Scales:
+    """The scalings of a program, each system of equations solved once.
 
-    The exponent of that dimension is 1. None if it cannot be scaled at all.
+    Args:
+        axes: of the program.
     """
-    term = axes.terms[member.tensor][member.dim]
-    several = sorted(dict.fromkeys(leaves(term)), key=lambda leaf: -int(str(leaf.size)))
-    choices = (
-        choice
-        for count in range(len(several), 0, -1)
-        for choice in itertools.combinations(several, count)
-    )
-    place = member.dim
-    for choice in sorted(choices, key=_factors, reverse=True):
-        for scaling in scalings(axes, choice):
-            exponent = scaling.exponents.get((member.tensor, (place,) * len(choice)))
-            if exponent:
-                return _normalized(scaling, exponent)
-    return None
+
+    def __init__(self, axes: Axes) -> None:
+        self._axes = axes
+        self._solved: dict[tuple[Leaf, ...], tuple[Scaling, ...]] = {}
+
+    def along(self, leaves: tuple[Leaf, ...]) -> tuple[Scaling, ...]:
+        """`scalings` along some atoms."""
+        if leaves not in self._solved:
+            self._solved[leaves] = scalings(self._axes, leaves)
+        return self._solved[leaves]
+
+    def of(self, member: Member) -> Scaling | None:
+        """How to scale one dimension of a stored tensor on its own: by the most factors possible.
+
+        The exponent of that dimension is 1. None if it cannot be scaled at all.
+        """
+        term = self._axes.terms[member.tensor][member.dim]
+        if not all(isinstance(leaf.size, int) for leaf in leaves(term)):
+            return None
+        several = sorted(dict.fromkeys(leaves(term)), key=lambda leaf: -int(str(leaf.size)))
+        choices = (
+            choice
+            for count in range(len(several), 0, -1)
+            for choice in itertools.combinations(several, count)
+        )
+        place = member.dim
+        for choice in sorted(choices, key=_factors, reverse=True):
+            for scaling in self.along(choice):
+                exponent = scaling.exponents.get((member.tensor, (place,) * len(choice)))
+                if exponent:
+                    return _normalized(scaling, exponent)
+        return None
 
 
 def _value(form: Form, solution: Form) -> Fraction:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from planish.ir.axes.axes import Axes, Member, find
 from planish.ir.axes.linear import null_space
-from planish.ir.axes.scale import Scaling, scalable, scale
+from planish.ir.axes.scale import Scales, Scaling, scale
 from support.captured import captured
 from support.families import SOME
 from support.outputs import outputs
@@ -23,8 +23,9 @@ def factors(scaling: Scaling) -> Tensor:
 def columns(axes: Axes) -> dict[frozenset[tuple[str, tuple[int, ...]]], Scaling]:
     """How to scale what each weight reads, each way once."""
     found = {}
+    scales = Scales(axes)
     for name, terms in axes.terms.items():
-        if len(terms) > 1 and (scaling := scalable(axes, Member(name, 1))) is not None:
+        if len(terms) > 1 and (scaling := scales.of(Member(name, 1))) is not None:
             found[frozenset(scaling.exponents)] = scaling
     return found
 
@@ -55,7 +56,7 @@ def test_what_is_scaled_together_in_a_decoder() -> None:
     axes = find(captured("llama", 1)[1])
 
     def pairs(tensor: str) -> dict[str, int]:
-        scaling = scalable(axes, Member(f"model.layers.0.{tensor}.weight", 1))
+        scaling = Scales(axes).of(Member(f"model.layers.0.{tensor}.weight", 1))
         assert scaling is not None
         return {
             name.removeprefix("model.layers.0.").removesuffix(".weight"): int(exponent)
@@ -68,16 +69,16 @@ def test_what_is_scaled_together_in_a_decoder() -> None:
     mlp = {"mlp.gate_proj": 1, "mlp.up_proj": 1}
     assert pairs("mlp.up_proj") == {**mlp, "post_attention_layernorm": -1}
     # Two key heads for four query heads: one factor for each coordinate of each key head.
-    out = scalable(axes, Member("model.layers.0.self_attn.o_proj.weight", 1))
+    out = Scales(axes).of(Member("model.layers.0.self_attn.o_proj.weight", 1))
     assert out is not None
     assert sorted(out.shape) == [2, 16]
     assert pairs("self_attn.o_proj") == {"self_attn.v_proj": -1, "self_attn.o_proj": 1}
-    assert scalable(axes, Member("model.embed_tokens.weight", 1)) is None
+    assert Scales(axes).of(Member("model.embed_tokens.weight", 1)) is None
 
 
 def test_a_norm_that_multiplies_by_one_plus_its_weight_takes_a_scale() -> None:
     axes = find(captured("gemma2", 1)[1])
-    scaling = scalable(axes, Member("model.layers.0.self_attn.q_proj.weight", 1))
+    scaling = Scales(axes).of(Member("model.layers.0.self_attn.q_proj.weight", 1))
     assert scaling is not None
     ((name, _),) = scaling.shifted
     assert name == "model.layers.0.input_layernorm.weight"
@@ -86,7 +87,7 @@ def test_a_norm_that_multiplies_by_one_plus_its_weight_takes_a_scale() -> None:
 def test_factors_have_to_be_positive_and_of_the_scale() -> None:
     program = captured("llama", 1)[1]
     axes = find(program)
-    scaling = scalable(axes, Member("lm_head.weight", 1))
+    scaling = Scales(axes).of(Member("lm_head.weight", 1))
     assert scaling is not None
     with pytest.raises(ValueError, match="positive and finite"):
         scale(axes, program, {scaling: -torch.ones(scaling.shape)})
