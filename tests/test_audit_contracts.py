@@ -50,6 +50,7 @@ def custom(
 
 
 def test_an_operator_that_is_not_to_be_had(tmp_path: Path) -> None:
+    """O31 without a contract, O32 with one that is declared; the next test tries one."""
     path = custom(tmp_path / "m.onnx")
     assert planish.audit(path).verdict == "unproven"
     report = planish.audit(path, contracts=ROWS)

@@ -196,7 +196,8 @@ class Labels:
             found.append(f"the batch sizes {', '.join(sorted(ties))} of the inputs are equal")
         if isinstance(batch, int):
             found.append(
-                "the batch has one row, as the model fixes it: there is no other request in it"
+                "the batch has one row, as the model fixes it, and that row is one request: "
+                "nothing is proven of requests that are packed into it one after another"
                 if batch == 1
                 else f"the batch has {batch} rows, as the model fixes it"
             )

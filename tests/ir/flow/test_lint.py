@@ -105,6 +105,7 @@ def tensor(proto: onnx.ModelProto) -> TensorProto:
 
 
 def two_contents(proto: onnx.ModelProto) -> None:
+    """O13 of the corpus of audits."""
     tensor(proto).float_data.extend([2.0] * 8)
 
 

@@ -53,6 +53,7 @@ def test_blocks_of_channels(tmp_path: Path) -> None:
 
 
 def test_fused_dynamic_quantization_still_leaks(tmp_path: Path) -> None:
+    """O35 of the corpus."""
     stored = {
         "w": np.ones((8, 4), np.int8),
         "s": np.float32(0.1),
