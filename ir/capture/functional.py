@@ -145,7 +145,8 @@ def _batch_norm(graph: fx.Graph, node: fx.Node) -> fx.Node:
     names = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
     arguments = tuple(_argument(node, name) for name in names)
     call = graph.call_function(aten._native_batch_norm_legit_no_training.default, arguments)
-    call.meta = dict(node.meta)
+    value: Tensor = node.meta["val"]
+    call.meta = {**node.meta, "val": (value, value.new_empty(0), value.new_empty(0))}
     return graph.call_function(operator.getitem, (call, 0))
 
 

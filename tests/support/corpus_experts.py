@@ -6,6 +6,7 @@ Each takes x [B, 8], of which the first four numbers choose among four experts.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -129,9 +130,11 @@ def mask_as_index(m: Model, x: Tensor) -> Tensor:
     return x.index_put((numbers,), x[at])
 
 
-def sorted_and_back(m: Model, x: Tensor) -> Tensor:
+def sorted_and_back(
+    m: Model, x: Tensor, between: Callable[[Tensor, Tensor], Tensor] = lambda y, p: y * 2
+) -> Tensor:
     p = x[:, 0].argsort()
-    return (x[p] * 2)[p.argsort()]
+    return between(x[p], p)[p.argsort()]
 
 
 def in_two_parts(m: Model, x: Tensor) -> Tensor:
@@ -157,7 +160,7 @@ def almost_whole(m: Model, x: Tensor) -> Tensor:
 
 def capacity(y: Tensor, p: Tensor) -> Tensor:
     """Only the first rows in the order of the sort are kept."""
-    return torch.where((torch.arange(y.shape[0]) < 3)[:, None], y, torch.zeros(()))
+    return torch.where((torch.arange(y.shape[0]) < 2)[:, None], y, torch.zeros(()))
 
 
 ISOLATED: dict[str, Case] = {
@@ -181,6 +184,17 @@ ISOLATED: dict[str, Case] = {
     ),
 }
 
+UNLIKE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "capacity": capacity,
+    "a running sum of sorted rows": lambda y, p: y.cumsum(0),
+    "a softmax of sorted rows": lambda y, p: y.softmax(0),
+    "the place after the sort": lambda y, p: y + torch.arange(y.shape[0])[:, None],
+    "a triangle of sorted rows": lambda y, p: y.tril(),
+    "sorted rows one further": lambda y, p: y.roll(1, 0),
+    "a neighbour in the sort": lambda y, p: F.pad(y, (0, 0, 1, -1)),
+}
+"""What does not treat sorted rows alike."""
+
 LEAKS: dict[str, Case] = {
     "numbers as a mask and as an index": (ROWS, mask_as_index),
     "memory written but for a column": (ROWS, almost_whole),
@@ -190,28 +204,6 @@ LEAKS: dict[str, Case] = {
     "groups of other keys": (
         ROWS,
         lambda m, x: grouped(m, x, ends_of=lambda keys, p: (keys + 1) % EXPERTS),
-    ),
-    "capacity": (ROWS, lambda m, x: grouped(m, x, between=capacity)),
-    "a running sum of sorted rows": (
-        ROWS,
-        lambda m, x: grouped(m, x, between=lambda y, p: y.cumsum(0)),
-    ),
-    "a softmax of sorted rows": (
-        ROWS,
-        lambda m, x: grouped(m, x, between=lambda y, p: y.softmax(0)),
-    ),
-    "the place after the sort": (
-        ROWS,
-        lambda m, x: grouped(m, x, between=lambda y, p: y + torch.arange(y.shape[0])[:, None]),
-    ),
-    "a triangle of sorted rows": (ROWS, lambda m, x: grouped(m, x, between=lambda y, p: y.tril())),
-    "sorted rows one further": (
-        ROWS,
-        lambda m, x: grouped(m, x, between=lambda y, p: y.roll(1, 0)),
-    ),
-    "a neighbour in the sort": (
-        ROWS,
-        lambda m, x: grouped(m, x, between=lambda y, p: F.pad(y, (0, 0, 1, -1))),
     ),
     "permuted twice": (ROWS, lambda m, x: grouped(m, x, back=permuted_again)),
     "never put back": (ROWS, lambda m, x: grouped(m, x, back=never_back)),
@@ -240,4 +232,10 @@ LEAKS: dict[str, Case] = {
         lambda m, x: compact(m, x, torch.tanh, lambda x: x.flip(0)),
     ),
     "dealt out by another mask": (ROWS, other_mask),
+    **{name: (ROWS, partial(sorted_and_back, between=one)) for name, one in UNLIKE.items()},
 }
+
+LONG: dict[str, Case] = {
+    f"experts: {name}": (ROWS, partial(grouped, between=one)) for name, one in UNLIKE.items()
+}
+"""Leaks by the same, of rows that experts worked on; their export takes longer."""

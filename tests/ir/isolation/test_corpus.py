@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from planish.ir.capture.functional import functional
 from planish.ir.flow.fx import read_exported
 from planish.ir.isolation.labels import Labels
 from planish.ir.isolation.verdict import Analysis, analyse
@@ -16,7 +17,7 @@ from support.corpus import Model
 Case = tuple[tuple[int, ...], Callable[..., Any]]
 
 ISOLATED = corpus.ISOLATED | corpus_experts.ISOLATED
-LEAKS = corpus.LEAKS | corpus.HIDDEN | corpus_experts.LEAKS
+LEAKS = corpus.LEAKS | corpus.HIDDEN | corpus_experts.LEAKS | corpus_experts.LONG
 
 UNSEEN = {"memory as it was", "memory written but for a column", "index in 8 bits"}
 """What memory held before is not for a test to say; and 8 bits count to 127 rows."""
@@ -31,8 +32,9 @@ def audited(case: Case) -> Analysis:
     model = Model(function)
     exported = torch.export.export(
         model, (torch.randn(shape),), dynamic_shapes={"inputs": (sizes,)}
-    ).run_decompositions({})
-    return analyse(lambda ties: read_exported(exported, ties), Labels())
+    )
+    program = functional(exported)
+    return analyse(lambda ties: read_exported(program, ties), Labels())
 
 
 @pytest.mark.parametrize("name", ISOLATED)
@@ -43,7 +45,13 @@ def test_isolated(name: str) -> None:
     assert not moves(*ISOLATED[name])
 
 
-@pytest.mark.parametrize("name", LEAKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in corpus_experts.LONG else name
+        for name in LEAKS
+    ],
+)
 def test_leaks(name: str) -> None:
     found = audited(LEAKS[name])
     assert found.verdict == "leaks", found
