@@ -2,6 +2,8 @@
 
 from planish.ir.flow.call import Learn, Rule, Writes
 from planish.ir.rules.aten import (
+    attention,
+    composite,
     creation,
     indexing,
     movement,
@@ -9,16 +11,22 @@ from planish.ir.rules.aten import (
     pointwise,
     product,
     reduction,
+    selection,
+    slicing,
 )
 
 RULES: dict[str, Rule] = {
     **pointwise.RULES,
     **creation.RULES,
     **movement.RULES,
+    **slicing.RULES,
     **reduction.RULES,
     **normalization.RULES,
     **product.RULES,
+    **attention.RULES,
+    **composite.RULES,
     **indexing.RULES,
+    **selection.RULES,
 }
 """By operator, e.g. `aten.softmax.int`."""
 

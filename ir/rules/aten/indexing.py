@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from planish.ir.flow.call import Call, NotCovered, Rule
 from planish.ir.flow.known import Known
-from planish.ir.flow.laws import Arrangement, ByPlace, Picked, Places, Written
+from planish.ir.flow.laws import Arrangement, ByPlace, Picked, Written
 from planish.ir.flow.lookup import indexed, lookup, progression
 from planish.ir.flow.polynomial import Count
 from planish.ir.flow.vocabulary import (
@@ -248,31 +248,6 @@ def index_add(call: Call) -> Expression:
     return Reads(value.shape, tuple(operands), "scatter", law=law)
 
 
-def data_sized(call: Call) -> tuple[Expression, ...]:
-    """Operators whose result is as long as the data say."""
-    why = "the size of the result depends on the data"
-    return tuple(Opaque(output.shape, call.tensors(), why, "shape") for output in call.outputs)
-
-
-def nonzero(call: Call) -> Expression:
-    """`nonzero(x)`: the places [N, rank] where x is not zero."""
-    mask = call["self"]
-    law = Places(Arrangement(mask.shape, mask), 1) if mask.shape else None
-    why = "the size of the result depends on the data"
-    return Opaque(call.shape, (mask,), why, "shape", law)
-
-
-def nonzero_by_column(call: Call) -> tuple[Expression, ...]:
-    """`where(x)`: the places where x is not zero, a list for each dimension."""
-    mask = call["condition"]
-    why = "the size of the result depends on the data"
-    places = Arrangement(mask.shape, mask)
-    return tuple(
-        Opaque(one.shape, (mask,), why, "shape", Places(places, None, n) if mask.shape else None)
-        for n, one in enumerate(call.outputs)
-    )
-
-
 def one_hot(call: Call) -> Expression:
     """`one_hot(x, num_classes)`: a row of zeros and a one for each number."""
     value = call["self"]
@@ -280,19 +255,6 @@ def one_hot(call: Call) -> Expression:
         raise NotCovered("as many classes as the data say")
     rank = len(value.shape)
     return Reads(call.shape, (Operand(value, tuple(range(rank))),), "nonlinear", law=ByPlace())
-
-
-def masked_select(call: Call) -> Expression:
-    """`masked_select(x, mask)`: a list of the elements where the mask is true."""
-    value, mask = call["self"], call["mask"]
-    law = Picked(Arrangement(mask.shape, mask), value) if value.shape == mask.shape else None
-    why = "the size of the result depends on the data"
-    return Opaque(call.shape, (value, mask), why, "shape", law)
-
-
-def host_read(call: Call) -> Expression:
-    """`item`: a number for the host, which decides what runs next."""
-    return everything("statistic", call.shape, *call.tensors())
 
 
 def embedding_bag(call: Call) -> tuple[Expression, ...]:
@@ -321,15 +283,5 @@ RULES: dict[str, Rule] = (
         "index_add.default index_copy.default index_fill.int_Scalar index_fill.int_Tensor",
     )
     | named(masked_scatter, "masked_scatter.default")
-    | named(
-        data_sized,
-        """unique_consecutive.default _unique2.default
-        repeat_interleave.Tensor repeat_interleave.self_Tensor unique_dim.default
-        nonzero_static.default""",
-    )
-    | named(nonzero, "nonzero.default")
-    | named(nonzero_by_column, "where.default")
     | named(one_hot, "one_hot.default")
-    | named(masked_select, "masked_select.default")
-    | named(host_read, "_local_scalar_dense.default item.default equal.default is_nonzero.default")
 )

@@ -1,27 +1,22 @@
-"""Contractions: matrix products, convolutions, attention."""
+"""Contractions: matrix products, convolutions, products of groups."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from planish.ir.flow.call import Call, NotCovered, Result, Rule
-from planish.ir.flow.laws import ByPlace, GroupedProduct
+from planish.ir.flow.call import Call, NotCovered, Rule
+from planish.ir.flow.laws import GroupedProduct
 from planish.ir.flow.polynomial import Count, quotient
 from planish.ir.flow.vocabulary import (
-    Concat,
     Expression,
     Fill,
     Operand,
     Reads,
     Reshape,
     Shape,
-    Slice,
     Tag,
-    affine,
-    along,
     contraction,
-    inserted,
     pointwise,
     reduction,
 )
@@ -137,220 +132,6 @@ def convolved(
     return _plus(out, Reshape(bias, (outputs, *(1,) * spatial)))
 
 
-def attention(call: Call) -> Result:
-    """`scaled_dot_product_attention` in all its forms, and `planish::attention`."""
-    query, key, value = call["query"], call["key"], call["value"]
-    mask = None
-    for name in ("attn_mask", "mask", "attn_bias"):
-        mask = mask if mask is not None else call.get(name)
-    for name in (
-        "is_causal",
-        "dropout_p",
-        "scale",
-        "enable_gqa",
-        "softcap",
-        "compute_log_sumexp",
-        "return_debug_mask",
-    ):
-        call.get(name)
-    shape = call.shape
-    bias = mask if isinstance(mask, Expression) else None
-    out = attended(query, key, value, bias, shape)
-    rest = [_statistics(query, key, bias, output.shape) for output in call.outputs[1:]]
-    return (out, *rest)
-
-
-def attended(
-    query: Expression,
-    key: Expression,
-    value: Expression,
-    mask: Expression | None,
-    shape: Shape,
-) -> Expression:
-    """Attention of [..., H, T, D] over [..., K, S, D] and [..., K, S, V], K dividing H.
-
-    Each position reads all of the query's width, all positions of its key head, and its row of
-    the mask. A mask that forbids a position does not keep what is not finite there from being
-    read, so it does not keep requests apart.
-    """
-    rank = len(shape)
-    lead = rank - 2
-    query, key, value = (_ranked(one, rank) for one in (query, key, value))
-    heads = query.shape[lead - 1] if lead else 1
-    shared = key.shape[lead - 1] if lead else 1
-    if lead and shared not in (heads, 1):
-        if value.shape[lead - 1] != shared:
-            raise NotCovered("keys and values of different numbers of heads")
-        return _grouped(query, key, value, mask, shape)
-    places = tuple(range(lead))
-    scores: Expression = contraction(
-        (*shape[:-1], key.shape[-2]),
-        (query, (*places, lead, "width")),
-        (key, (*places, lead + 1, "width")),
-    )
-    if mask is not None:
-        scores = pointwise("nonlinear", scores, mask, shape=scores.shape)
-    weights = along("softmax", scores, (lead + 1,), law=ByPlace())  # it may be causal
-    return contraction(
-        shape,
-        (weights, (*places, lead, "positions")),
-        (value, (*places, "positions", lead + 1)),
-    )
-
-
-def _ranked(value: Expression, rank: int) -> Expression:
-    missing = rank - len(value.shape)
-    return Reshape(value, (*(1,) * missing, *value.shape)) if missing > 0 else value
-
-
-def _grouped(
-    query: Expression, key: Expression, value: Expression, mask: Expression | None, shape: Shape
-) -> Expression:
-    """Grouped queries: H heads as K groups of H / K, which broadcast over their key head."""
-    lead = len(shape) - 3
-    heads, shared = query.shape[lead], key.shape[lead]
-    if not (isinstance(heads, int) and isinstance(shared, int)) or heads % shared:
-        raise NotCovered("query heads that key heads do not divide")
-    split = (shared, heads // shared)
-
-    def parted(one: Expression) -> Expression:
-        return Reshape(one, (*one.shape[:lead], *split, *one.shape[lead + 1 :]))
-
-    def lone(one: Expression) -> Expression:
-        return Reshape(one, (*one.shape[:lead], shared, 1, *one.shape[lead + 1 :]))
-
-    if mask is not None and len(mask.shape) > 2:
-        own = mask.shape[-3]
-        parts = split if own == heads else (own, 1)
-        mask = Reshape(mask, (*mask.shape[:-3], *parts, *mask.shape[-2:]))
-    wide = (*shape[:lead], *split, *shape[lead + 1 :])
-    return Reshape(attended(parted(query), lone(key), lone(value), mask, wide), shape)
-
-
-def _statistics(
-    query: Expression, key: Expression, mask: Expression | None, shape: Shape
-) -> Expression:
-    """What fused kernels return beside the result: one number a query row, or a seed."""
-    if len(shape) != len(query.shape) - 1:
-        return Fill(shape, "random")
-    lead = len(shape) - 1
-    q = Operand(query, (*range(lead + 1), "width"))
-    k = Operand(key, (*range(lead - 1), "heads", "positions", "width"))
-    operands = [q, k]
-    if mask is not None:
-        first = lead + 2 - len(mask.shape)
-        operands.append(Operand(mask, (*range(first, lead + 1), "positions")))
-    return Reads(shape, tuple(operands), "statistic", law=ByPlace())
-
-
-def rotary(call: Call) -> Expression:
-    """`planish::rotary(x [..., T, D], cos, sin)`: each coordinate and its partner are turned.
-
-    Partners are the halves of the first R coordinates, or neighbours if `interleaved`.
-    """
-    value, cos, sin = call["x"], call["cos"], call["sin"]
-    interleaved = call["interleaved"]
-    last = len(value.shape) - 1
-    width, turned = value.shape[-1], cos.shape[-1]
-    if not isinstance(width, int) or not isinstance(turned, int) or turned % 2:
-        raise NotCovered("a width that is not an even number")
-
-    def partners(one: Expression) -> tuple[Expression, Expression]:
-        dim = len(one.shape) - 1
-        half = turned // 2
-        if not interleaved:
-            return Slice(one, dim, 0, 1, half), Slice(one, dim, half, 1, half)
-        pairs = Reshape(Slice(one, dim, 0, 1, turned), (*one.shape[:-1], half, 2))
-        return tuple(  # type: ignore[return-value]
-            Reshape(Slice(pairs, dim + 1, which, 1, 1), (*one.shape[:-1], half)) for which in (0, 1)
-        )
-
-    first, second = partners(value)
-    sides = [
-        pointwise("hadamard", one, c, other, s)
-        for one, other, c, s in zip(
-            (first, second), (second, first), partners(cos), partners(sin), strict=True
-        )
-    ]
-    if interleaved:
-        stacked = Concat(tuple(inserted(side, last + 1) for side in sides), last + 1)
-        out: Expression = Reshape(stacked, (*value.shape[:-1], turned))
-    else:
-        out = Concat(tuple(sides), last)
-    if turned == width:
-        return out
-    return Concat((out, Slice(value, last, turned, 1, width - turned)), last)
-
-
-def planish_rms_norm(call: Call) -> Expression:
-    """`planish::rms_norm(x, weight, eps)` over the last dimension."""
-    value = call["x"]
-    call["eps"]
-    normed = along("rms norm", value, (len(value.shape) - 1,))
-    return affine(normed, call["weight"], None)
-
-
-def gated(call: Call) -> Expression:
-    """`planish::gated(gate, up)`."""
-    gate, up = call["gate"], call["up"]
-    call.tensors()
-    return pointwise("hadamard", pointwise("nonlinear", gate), up, shape=call.shape)
-
-
-def selective_scan(call: Call) -> tuple[Expression, ...]:
-    """`planish::selective_scan`: a recurrence over positions, each sample by itself.
-
-    Heads are split into groups of those that share b and c.
-    """
-    x, dt, a, b, c, d, state = (call[name] for name in ("x", "dt", "a", "b", "c", "d", "state"))
-    batch, length, heads, width = x.shape
-    groups, columns = b.shape[2:]
-    inner = quotient(heads, groups)
-    if inner is None:
-        raise NotCovered("heads that groups do not divide")
-    x = Reshape(x, (batch, length, groups, inner, width))
-    dt = Reshape(dt, (batch, length, groups, inner))
-    a = Reshape(a, (groups, inner, a.shape[1]))
-    before = Reshape(state, (batch, groups, inner, width, columns))
-    skip = [Operand(Reshape(d, (groups, inner)), (2, 3))] if d is not None else []
-    y = Reads(
-        (batch, length, groups, inner, width),
-        (
-            Operand(x, (0, 1, 2, 3, 4)),
-            Operand(dt, (0, 1, 2, 3)),
-            Operand(a, (2, 3, "columns")),
-            Operand(b, (0, 1, 2, "columns")),
-            Operand(c, (0, 1, 2, "columns")),
-            Operand(before, (0, 2, 3, 4, "columns")),
-            *skip,
-        ),
-        "scan",
-        frozenset({1}),
-    )
-    after = Reads(
-        before.shape,
-        (
-            Operand(x, (0, "positions", 1, 2, 3)),
-            Operand(dt, (0, "positions", 1, 2)),
-            Operand(a, (1, 2, 4)),
-            Operand(b, (0, "positions", 1, 4)),
-            Operand(before, (0, 1, 2, 3, 4)),
-        ),
-        "scan",
-    )
-    return Reshape(y, call.outputs[0].shape), Reshape(after, call.outputs[1].shape)
-
-
-def _whole(value: Expression) -> tuple[str, ...]:
-    return tuple(f"whole{dim}" for dim in range(len(value.shape)))
-
-
-def dequantize(call: Call) -> Expression:
-    """`planish::dequantize`: a weight out of codes and scales, each element out of any."""
-    values = call.tensors()
-    return Reads(call.shape, tuple(Operand(one, _whole(one)) for one in values), "statistic")
-
-
 def einsum(call: Call) -> Expression:
     """`einsum(equation, operands)`."""
     return summed(call["equation"], call["tensors"], call.shape)
@@ -445,18 +226,4 @@ RULES: dict[str, Rule] = (
         conv2d.padding conv3d.padding conv_transpose1d.default conv_transpose2d.input
         conv_transpose3d.input""",
     )
-    | named(
-        attention,
-        """scaled_dot_product_attention.default
-        _scaled_dot_product_flash_attention_for_cpu.default
-        _scaled_dot_product_efficient_attention.default""",
-    )
-    | {
-        "planish.attention": attention,
-        "planish.rotary": rotary,
-        "planish.rms_norm": planish_rms_norm,
-        "planish.gated": gated,
-        "planish.selective_scan": selective_scan,
-        "planish.dequantize": dequantize,
-    }
 )

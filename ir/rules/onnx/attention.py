@@ -15,7 +15,7 @@ from planish.ir.flow.vocabulary import (
     aligned,
     permuted,
 )
-from planish.ir.rules.aten.product import attended
+from planish.ir.rules.aten.attention import attended
 from planish.ir.rules.onnx.call import OnnxCall, named, of_rank
 
 

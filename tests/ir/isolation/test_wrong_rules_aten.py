@@ -6,6 +6,7 @@ from itertools import chain
 import pytest
 
 from planish.ir import ops
+from planish.ir.flow import lookup
 from planish.ir.flow.call import Call, Result
 from planish.ir.flow.known import Counting
 from planish.ir.flow.vocabulary import (
@@ -24,7 +25,7 @@ from planish.ir.flow.vocabulary import (
 from planish.ir.isolation import digits
 from planish.ir.isolation.dependence import Dependence
 from planish.ir.isolation.interpret import Interpreter
-from planish.ir.rules.aten import RULES, indexing, movement, normalization
+from planish.ir.rules.aten import RULES, movement, normalization
 from support import indexing_calls, movement_calls, product_calls, reduction_calls
 from support.fuzz import judged
 from support.random_programs import programs
@@ -181,7 +182,7 @@ def test_an_index_that_is_taken_for_counting_is_refuted(monkeypatch: pytest.Monk
     def trusted(known: object) -> Counting:  # noqa: ARG001
         return Counting(0, (1,))
 
-    monkeypatch.setattr(indexing, "progression", trusted)
+    monkeypatch.setattr(lookup, "progression", trusted)
     assert refuted(["index_select.default"])
 
 
