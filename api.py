@@ -22,7 +22,7 @@ from planish.lowering.artifact import check_target
 from planish.passes import name_of
 from planish.passes.contract import Pass
 from planish.passes.pipeline import UNANALYSED, Step, apply
-from planish.samples import as_samples, default_samples
+from planish.samples import CHECKED, as_calibration, as_samples, default_samples
 
 Target = Literal["onnx", "torch"]
 Isolation = Literal["bitwise", "enforce", "warn", "off"]
@@ -223,7 +223,12 @@ def optimize(
     progress("capture")
     original = capture(model, inputs)
     if samples is not None:
-        original = dataclasses.replace(original, samples=as_samples(samples, original))
+        given = samples if isinstance(samples, str | Path) else tuple(samples)
+        original = dataclasses.replace(
+            original,
+            samples=as_samples(given, original)[:CHECKED],
+            calibration=as_calibration(given, original),
+        )
     asked = policy != "off"
     repaired = any(one.contract.isolation == "repaired" for one in chosen.passes)
     if policy == "enforce" and not repaired:

@@ -20,9 +20,12 @@ from planish.runtime.tokenizer import NoTokenizer, Tokenizer
 LENGTH = 256
 """Tokens a sample, when samples are cut from a text."""
 
-COUNT = 4
-"""Samples cut from a text. Checks run the model on each, before and after every pass."""
+CHECKED = 4
+"""Samples on which passes are checked: the model runs on each, before and after every pass."""
 
+
+CALIBRATION = (128, 512, 4)
+"""Calibration samples cut from a text: how many at most, tokens of each, how many run together."""
 
 DEFAULT_TEXT = Path(__file__).parent / "samples.txt"
 """What samples are made of where the caller gives none: paragraphs of plain English, our own."""
@@ -41,7 +44,7 @@ def as_samples(
     """Samples for a program.
 
     Args:
-        given: batches of inputs by name, or a file of text: its first tokens are cut into `COUNT`
+        given: batches of inputs by name, or a file of text: its first tokens are cut into `CHECKED`
             samples of `LENGTH` (model inputs other than text are filled in: all tokens attended,
             no cache).
         program: decides which inputs there are; a text needs the tokenizer of its folder.
@@ -51,6 +54,14 @@ def as_samples(
     """
     if not isinstance(given, (str, Path)):
         return tuple(dict(sample) for sample in given)
+    tokens = _tokens(given, program)
+    count = min(CHECKED, len(tokens) // LENGTH)
+    rows = torch.tensor(tokens[: count * LENGTH]).reshape(count, 1, LENGTH)
+    return tuple(_inputs(program, row) for row in rows)
+
+
+def _tokens(given: str | Path, program: Program) -> list[int]:
+    """The tokens of a text, at least one sample of them."""
     folder = program.source.folder
     if folder is None or all(spec.name != "input_ids" for spec in program.inputs):
         raise BadSamples(
@@ -61,9 +72,29 @@ def as_samples(
     tokens = Tokenizer(folder).encode(read_text(Path(given)))
     if len(tokens) < LENGTH:
         raise BadSamples(f"{given}: {len(tokens)} tokens are too few; one sample takes {LENGTH}.")
-    count = min(COUNT, len(tokens) // LENGTH)
-    rows = torch.tensor(tokens[: count * LENGTH]).reshape(count, 1, LENGTH)
-    return tuple(_inputs(program, row) for row in rows)
+    return tokens
+
+
+def as_calibration(
+    given: Iterable[Mapping[str, Tensor]] | str | Path, program: Program
+) -> tuple[Sample, ...]:
+    """What passes learn from: of a text as many tokens as `CALIBRATION` asks for, or all batches.
+
+    Args:
+        given: as for `as_samples`.
+        program: as for `as_samples`.
+
+    Raises:
+        BadSamples: as `as_samples`.
+    """
+    count, length, together = CALIBRATION
+    if not isinstance(given, (str, Path)):
+        return tuple(dict(sample) for sample in given)
+    tokens = _tokens(given, program)
+    length = min([length, len(tokens), *_bounds(program)])
+    count = min(count, len(tokens) // length)
+    rows = torch.tensor(tokens[: count * length]).reshape(count, length)
+    return tuple(_inputs(program, part) for part in rows.split(together))
 
 
 def default_samples(program: Program) -> tuple[Sample, ...]:

@@ -95,7 +95,9 @@ class Program:
         outputs: the names of what the graph returns, in order.
         shapes: the symbolic sizes and the shape environment they live in.
         source: where the program came from.
-        samples: calibration samples, also used to check what passes promise.
+        samples: a few batches, on which is checked what passes promise.
+        calibration: more of them, for passes that learn from what the model is given; none: the
+            samples serve.
         aliases: for tied tensors, every other name of the same tensor.
         changes: what passes rewrote so far, oldest first.
     """
@@ -107,6 +109,7 @@ class Program:
     shapes: SymbolicShapes
     source: Source = Source()
     samples: tuple[Sample, ...] = ()
+    calibration: tuple[Sample, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     changes: tuple[Change, ...] = ()
 

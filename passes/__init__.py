@@ -3,14 +3,16 @@
 from planish.passes.cast import Cast
 from planish.passes.contract import Pass
 from planish.passes.fuse_conv_bn import FuseConvBn
+from planish.passes.gptq import Gptq
 from planish.passes.isolate import Isolate
 from planish.passes.quantize_weights import QuantizeWeights
 
-__all__ = ["PASSES", "Cast", "FuseConvBn", "Isolate", "QuantizeWeights", "name_of"]
+__all__ = ["PASSES", "Cast", "FuseConvBn", "Gptq", "Isolate", "QuantizeWeights", "name_of"]
 
 PASSES: dict[str, type[Pass]] = {
     "fuse_conv_bn": FuseConvBn,
     "quantize_weights": QuantizeWeights,
+    "gptq": Gptq,
     "cast": Cast,
     "isolate": Isolate,
 }

@@ -63,6 +63,7 @@ class Cast(Pass):
             result,
             source=_with_dtype(result.source, self.dtype),
             samples=tuple(_cast_sample(result, sample) for sample in result.samples),
+            calibration=tuple(_cast_sample(result, sample) for sample in result.calibration),
         )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from planish.ir.program import Program
-from planish.ir.quant import QuantScheme
+from planish.ir.quant import QuantizedTensor, QuantScheme
 from planish.passes.contract import OPTIONS, Contract, NotApplicable, Pass
 from planish.passes.layers import (
     EMBEDDING,
@@ -31,6 +31,14 @@ SHOWN = 3
 """How many names an error lists."""
 
 
+class Rounded(NamedTuple):
+    """A weight that was rounded: what is stored, ‖Ŵ - W‖ / ‖W‖, and what else the report says."""
+
+    tensor: QuantizedTensor
+    error: float
+    note: str = ""
+
+
 @dataclass(frozen=True, config=OPTIONS)
 class QuantizeWeights(Pass):
     """Store the weights of linear layers as 4- or 8-bit integers, each group with its own scale.
@@ -45,33 +53,58 @@ class QuantizeWeights(Pass):
 
     contract: ClassVar[Contract] = Contract(numerics="lossy", isolation="kept")
 
-    bits: Literal[8, 4]
-    """Bits of a stored number."""
+    called: ClassVar[str] = "quantize_weights"
 
-    group_size: Literal[32, 64, 128] | None
-    """How many neighbouring input features share a scale; it must divide the number of input
-    features. null: one scale for each output feature (per-channel)."""
-
-    symmetric: bool = True
-    """Whether zero is always the middle of the range. Otherwise each group also stores a zero
-    point, which follows skewed weights better."""
-
-    targets: tuple[str, ...] = ("Linear",)
-    """Which layers: "Linear" for all linear layers; a name, with or without ".weight"; a glob such
-    as "model.layers.0.*"; or a regular expression after "re:", matched from the start."""
-
-    ignore: tuple[str, ...] = ()
-    """Which of these to leave alone: names, globs or "re:" patterns."""
-
-    clip_search: bool = True
-    """Whether to search for the scale of each group; otherwise the largest number fixes it."""
-
-    embeddings: bool = False
-    """Whether to quantize embeddings too. One that is tied to the language-model head needs
-    `lm_head` as well."""
-
-    lm_head: bool = False
-    """Whether to quantize the projection that makes the logits too."""
+    # Descriptions are not docstrings here, since passes that inherit options keep only these.
+    bits: Annotated[
+        Literal[8, 4],
+        Field(description="Bits of a stored number."),
+    ]
+    group_size: Annotated[
+        Literal[32, 64, 128] | None,
+        Field(
+            description="How many neighbouring input features share a scale; it must divide the "
+            "number of input features. null: one scale for each output feature "
+            "(per-channel)."
+        ),
+    ]
+    symmetric: Annotated[
+        bool,
+        Field(
+            description="Whether zero is always the middle of the range. Otherwise each group also "
+            "stores a zero point, which follows skewed weights better."
+        ),
+    ] = True
+    targets: Annotated[
+        tuple[str, ...],
+        Field(
+            description='Which layers: "Linear" for all linear layers; a name, with or without '
+            '".weight"; a glob such as "model.layers.0.*"; or a regular expression after '
+            '"re:", matched from the start.'
+        ),
+    ] = ("Linear",)
+    ignore: Annotated[
+        tuple[str, ...],
+        Field(description='Which of these to leave alone: names, globs or "re:" patterns.'),
+    ] = ()
+    clip_search: Annotated[
+        bool,
+        Field(
+            description="Whether to search for the scale of each group; otherwise the largest "
+            "number fixes it."
+        ),
+    ] = True
+    embeddings: Annotated[
+        bool,
+        Field(
+            description="Whether to quantize embeddings too. One that is tied to the "
+            "language-model head needs `lm_head` as well."
+        ),
+    ] = False
+    lm_head: Annotated[
+        bool,
+        Field(description="Whether to quantize the projection that makes the logits too."),
+    ] = False
 
     @field_validator("targets", "ignore")
     @classmethod
@@ -93,26 +126,34 @@ class QuantizeWeights(Pass):
                 to quantize, or the group size does not divide a width.
         """
         with program.edit() as edit:
-            for layer in self._chosen(layers_of(edit.graph, program), program.source.name):
-                matrix = layer.matrix(edit.tensors)
-                weight, error = round_to_nearest(matrix, self._scheme, search=self.clip_search)
-                made = weight.insert(edit, layer.name, before=layer.first_reader)
-                what = f"{layer.name}: {self._scheme}; relative error {error:.4f}"
+            layers = self._chosen(layers_of(edit.graph, program), program.source.name)
+            rounded = self._rounded(program, layers)
+            for layer in layers:
+                found = rounded[layer.name]
+                made = found.tensor.insert(edit, layer.name, before=layer.first_reader)
+                what = f"{layer.name}: {self.scheme}; relative error {found.error:.4f}{found.note}"
                 edit.replace(layer.node, made, what)
         return edit.program
 
-    @property
-    def _scheme(self) -> QuantScheme:
-        return QuantScheme(self.bits, self.group_size, self.symmetric)
+    def _rounded(self, program: Program, layers: list[Layer]) -> Mapping[str, Rounded]:
+        """What becomes of each layer's weight, by its name."""
+        return {
+            layer.name: Rounded(
+                *round_to_nearest(
+                    layer.matrix(program.tensors), self.scheme, search=self.clip_search
+                )
+            )
+            for layer in layers
+        }
 
     def _chosen(self, layers: list[Layer], model: str) -> list[Layer]:
         if not layers:
             raise NotApplicable(
-                f"quantize_weights: {model} has no linear layer whose weight is a tensor of its "
+                f"{self.called}: {model} has no linear layer whose weight is a tensor of its "
                 "own, not quantized yet; there is nothing to do."
             )
         if problem := unmatched((*self.targets, *self.ignore), layers):
-            raise NotApplicable(f"quantize_weights: {problem}")
+            raise NotApplicable(f"{self.called}: {problem}")
         asked = {role for role, option in _OPTIONS.items() if getattr(self, option)}
         wanted = [
             layer
@@ -123,10 +164,10 @@ class QuantizeWeights(Pass):
         chosen = [layer for layer in wanted if layer.roles <= {LINEAR, *asked}]
         for layer in wanted:
             if layer not in chosen and (layer.roles & asked or not chosen):
-                raise NotApplicable(_left_alone(layer, asked))
+                raise NotApplicable(f"{self.called}: {_left_alone(layer, asked)}")
         if not chosen:
             raise NotApplicable(
-                f"quantize_weights: ignore leaves none of the layers that targets name in {model}."
+                f"{self.called}: ignore leaves none of the layers that targets name in {model}."
             )
         self._check_widths(chosen)
         return chosen
@@ -146,7 +187,7 @@ class QuantizeWeights(Pass):
             else "no size on offer does; group_size: null (per channel) fits any width"
         )
         raise NotApplicable(
-            f"quantize_weights: a group size of {size} does not divide the input "
+            f"{self.called}: a group size of {size} does not divide the input "
             f"features of {_listed([layer.names[0] for layer in wrong])} "
             f"({_listed(widths)}); {remedy}. Or name these layers under ignore."
         )
@@ -155,7 +196,7 @@ class QuantizeWeights(Pass):
 def _left_alone(layer: Layer, asked: set[str]) -> str:
     """Why a layer that was asked for is not quantized, and what would change that."""
     missing = sorted(layer.roles - asked - {LINEAR})
-    what = f"quantize_weights: {layer.names[0]} is the {' and the '.join(sorted(layer.roles))}"
+    what = f"{layer.names[0]} is the {' and the '.join(sorted(layer.roles))}"
     options = [f"{_OPTIONS[role]}: true" for role in missing if role in _OPTIONS]
     if len(options) < len(missing):
         return f"{what} of experts, which stays in floating point; take it out of targets."

@@ -52,16 +52,35 @@ def _round(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes int8 [N, K], scales [N, G] in the dtype of the rows, zero points int8 [N, G]."""
     groups = scheme.grouped(rows.float())
-    weights = groups.abs()
+    scale, zero_point = parameters(groups, groups.abs(), scheme, factors, rows.dtype)
+    codes = scheme.nearest(groups, scale, zero_point)
+    return codes.to(torch.int8).flatten(-2), scale.to(rows.dtype), zero_point.to(torch.int8)
+
+
+def parameters(
+    groups: Tensor,
+    weights: Tensor,
+    scheme: QuantScheme,
+    factors: tuple[float, ...],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The scale [N, G] and zero point [N, G] of each group with the least weighted squared error.
+
+    Args:
+        groups: float32 [N, G, K/G].
+        weights: of the squared errors, of a shape that broadcasts to that of `groups`.
+        scheme: of the codes.
+        factors: what the plain scale is multiplied by, one after the other.
+        dtype: in which scales are stored.
+    """
     ends = groups.aminmax(dim=-1)
-    candidates = [_parameters(*ends, scheme, factor, rows.dtype) for factor in factors]
+    candidates = [_parameters(*ends, scheme, factor, dtype) for factor in factors]
     errors = torch.stack([_error(groups, weights, scheme, *each) for each in candidates])
     best = errors.argmin(0, keepdim=True)
     scale, zero_point = (
         torch.stack(each).gather(0, best).squeeze(0) for each in zip(*candidates, strict=True)
     )
-    codes = scheme.nearest(groups, scale, zero_point)
-    return codes.to(torch.int8).flatten(-2), scale.to(rows.dtype), zero_point.to(torch.int8)
+    return scale, zero_point
 
 
 def _parameters(

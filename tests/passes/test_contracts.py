@@ -17,6 +17,7 @@ from planish.passes import PASSES, name_of
 from planish.passes.cast import Cast
 from planish.passes.contract import Contract, NotApplicable, Pass
 from planish.passes.fuse_conv_bn import FuseConvBn
+from planish.passes.gptq import Gptq
 from planish.passes.isolate import Isolate
 from planish.passes.pipeline import apply, relative_error
 from planish.passes.quantize_weights import QuantizeWeights
@@ -63,6 +64,10 @@ CASES: dict[str, tuple[Pass, ...]] = {
         QuantizeWeights(bits=4, group_size=32, symmetric=False),
         QuantizeWeights(bits=4, group_size=32, clip_search=False),
     ),
+    "gptq": (
+        Gptq(bits=4, group_size=32),
+        Gptq(bits=8, group_size=None, symmetric=False, activation_order=False),
+    ),
     "cast": (Cast("bfloat16"), Cast("float16")),
     "isolate": (Isolate(), Isolate(partial=True)),
 }
@@ -74,12 +79,13 @@ NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
         QuantizeWeights(bits=4, group_size=32, ignore=("Linear",)),
         given,
     ),
+    "gptq": lambda given: (Gptq(bits=4, group_size=32, ignore=("Linear",)), given),
     "cast": lambda given: (Cast("float32"), given),
     "isolate": lambda given: (Isolate(), given),
 }
 """The pass at zero strength: a pass and a program on which it has nothing to do."""
 
-ERROR = {"fuse_conv_bn": 1e-6, "quantize_weights": 0.2, "cast": 0.02, "isolate": 0.02}
+ERROR = {"fuse_conv_bn": 1e-6, "quantize_weights": 0.2, "gptq": 0.2, "cast": 0.02, "isolate": 0.02}
 """What each may cost on this program."""
 
 

@@ -1,0 +1,99 @@
+"""Calibration, one layer after the other: each sees what the layers before it give once rounded.
+
+The graph is run once over all samples, a stretch of nodes at a time: up to the first layer that is
+not yet done, whose input is then known for every sample. What is kept between stretches is what
+later nodes read, so memory is a few activations a sample, not a model's worth of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from planish.ir.program import Program, Sample
+
+Value = Any
+"""A tensor, a size, or a tuple of them: whatever a node gives."""
+
+
+def walk(
+    program: Program,
+    samples: Sequence[Sample],
+    layers: Sequence[fx.Node],
+    visit: Callable[[list[fx.Node], Tensor, int], Mapping[fx.Node, Tensor]],
+) -> None:
+    """Visit linear layers in the order of the graph, those that read one value together.
+
+    Nothing after the last layer is computed; logits, which are large, usually are not.
+
+    Args:
+        program: stays as it is.
+        samples: at least one.
+        layers: nodes that call `aten.linear`.
+        visit: given layers that read the same value, the second moments of that value over all
+            samples, Σ x xᵀ, float32 [K, K], and of how many x they are the sum; gives what the
+            nodes of the layers' weights shall be from now on.
+    """
+    nodes = list(program.graph.nodes)
+    place = {node: number for number, node in enumerate(nodes)}
+    last = {node: max((place[user] for user in node.users), default=-1) for node in nodes}
+    known = [{spec.name: sample[spec.name] for spec in program.inputs} for sample in samples]
+    live: list[dict[fx.Node, Value]] = [{} for _ in samples]
+    weights: dict[fx.Node, Tensor] = {}
+    start = 0
+    for group in _groups(layers, place):
+        stop = place[group[0]]
+        source: Any = group[0].args[0]
+        moments: Tensor | None = None
+        rows = 0
+        for feeds, values in zip(known, live, strict=True):
+            _run(program, nodes[start:stop], feeds, values, weights)
+            moments = _add(moments, values[source])
+            rows += values[source].numel() // values[source].shape[-1]
+            for node in [one for one in values if last[one] < stop]:
+                del values[node]
+        if moments is not None:
+            weights.update(visit(group, moments, rows))
+        start = stop
+
+
+def _groups(layers: Sequence[fx.Node], place: Mapping[fx.Node, int]) -> Iterator[list[fx.Node]]:
+    """Layers that read one value, by the place of the first of them."""
+    groups: dict[Any, list[fx.Node]] = {}
+    for layer in sorted(layers, key=place.__getitem__):
+        groups.setdefault(layer.args[0], []).append(layer)
+    yield from groups.values()
+
+
+@torch.no_grad()
+def _run(
+    program: Program,
+    nodes: Sequence[fx.Node],
+    feeds: Mapping[str, Tensor],
+    values: dict[fx.Node, Value],
+    weights: Mapping[fx.Node, Tensor],
+) -> None:
+    """Compute a stretch of nodes; what is stored is read as it is needed, not kept."""
+
+    def value(node: fx.Node) -> Value:
+        if node in weights:
+            return weights[node]
+        return program.tensors[str(node.target)] if node.op == "get_attr" else values[node]
+
+    for node in nodes:
+        if node.op == "placeholder":
+            values[node] = feeds[str(node.target)]
+        elif node.op == "call_function" and node not in weights:
+            arguments = fx.node.map_arg(node.args, value)
+            options = fx.node.map_arg(node.kwargs, value)
+            values[node] = node.target(*arguments, **options)  # type: ignore[operator]
+
+
+def _add(moments: Tensor | None, x: Tensor) -> Tensor:
+    rows = x.detach().reshape(-1, x.shape[-1]).float()
+    if moments is None:
+        return rows.T @ rows
+    return moments.addmm_(rows.T, rows)

@@ -1,0 +1,157 @@
+"""GPTQ: numbers, what it learns from, and what it does where there is nothing to learn."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from planish.ir.capture.export import from_module
+from planish.ir.program import Program
+from planish.ir.quant import QuantScheme
+from planish.passes.contract import NotApplicable
+from planish.passes.gptq import Gptq, compensated, factor
+from planish.passes.pipeline import relative_error
+from planish.passes.quantize_weights import QuantizeWeights
+from planish.passes.rounding import FACTORS, parameters
+from planish.passes.sequential import walk
+
+aten = torch.ops.aten
+
+
+class Two(nn.Module):
+    """Two layers that read one value, and one that reads what they give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(64, 96), nn.Linear(64, 96, bias=False)
+        self.last = nn.Linear(96, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.left(x).relu() * self.right(x)).exp()
+        return y
+
+
+def correlated(rows: int, seed: int) -> Tensor:
+    """Draw inputs whose coordinates depend on each other, as those of real layers do."""
+    mix = torch.randn(64, 64, generator=torch.Generator().manual_seed(9)) * torch.logspace(
+        0, -2, 64
+    )
+    return torch.randn(rows, 64, generator=torch.Generator().manual_seed(seed)) @ mix.T
+
+
+@pytest.fixture
+def program() -> Program:
+    torch.manual_seed(0)
+    made = from_module(Two().eval(), {"x": correlated(3, 0)})
+    return dataclasses.replace(made, calibration=tuple({"x": correlated(400, n)} for n in (1, 2)))
+
+
+def error(after: Program, before: Program) -> float:
+    x = correlated(500, 77)
+    return relative_error(after.run(x=x)["output"].log(), before.run(x=x)["output"].log())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_it_loses_much_less_than_rounding_to_nearest(program: Program, symmetric: bool) -> None:
+    options: dict[str, Any] = {"bits": 4, "group_size": 32, "symmetric": symmetric}
+    nearest = error(QuantizeWeights(**options)(program), program)
+    assert error(Gptq(**options)(program), program) < 0.6 * nearest
+
+
+def test_the_graph_is_that_of_rounding_to_nearest(program: Program) -> None:
+    made = Gptq(bits=4, group_size=32)(program)
+    assert made.text() == QuantizeWeights(bits=4, group_size=32)(program).text()
+    assert [change.node for change in made.changes] == [
+        "left_weight",
+        "right_weight",
+        "last_weight",
+    ]
+    assert all(
+        "relative error" in one.what and "of its output 0." in one.what for one in made.changes
+    )
+
+
+def test_each_layer_sees_what_those_before_it_give_once_rounded(program: Program) -> None:
+    layers = list(program.graph.find_nodes(op="call_function", target=aten.linear.default))
+    seen: list[tuple[list[str], Tensor, int]] = []
+
+    def visit(group: list[fx.Node], moments: Tensor, rows: int) -> dict[fx.Node, Tensor]:
+        seen.append(([node.name for node in group], moments.clone(), rows))
+        half = {node.args[1]: torch.full((96, 64), 0.5) for node in group}
+        return {node: weight for node, weight in half.items() if isinstance(node, fx.Node)}
+
+    walk(program, program.calibration, layers, visit)
+    (first, moments, rows), (second, after, _) = seen
+    assert (first, second, rows) == (["linear", "linear_1"], ["linear_2"], 800)
+    x = torch.cat([sample["x"] for sample in program.calibration])
+    torch.testing.assert_close(moments, x.T @ x, rtol=1e-4, atol=1e-2)
+    half = torch.full((96, 64), 0.5)
+    hidden = (x @ half.T + program.tensors["left.bias"]).relu() * (x @ half.T)
+    torch.testing.assert_close(after, hidden.T @ hidden, rtol=1e-3, atol=1e-1)
+
+
+def test_nothing_behind_the_last_layer_is_computed(program: Program) -> None:
+    called = []
+
+    class Watched(dict[str, Tensor]):
+        def __getitem__(self, name: str) -> Tensor:
+            called.append(name)
+            return super().__getitem__(name)
+
+    layers = list(program.graph.find_nodes(op="call_function", target=aten.linear.default))[:2]
+    one = dataclasses.replace(program)
+    object.__setattr__(one, "tensors", Watched(program.tensors))
+    walk(one, one.calibration, layers, lambda *_: {})
+    assert called == []
+
+
+def test_without_correlation_it_is_rounding_to_nearest() -> None:
+    torch.manual_seed(0)
+    matrix, scheme = torch.randn(16, 64), QuantScheme(4, 32)
+    moments = torch.eye(64) * 7
+    scale, zeros = parameters(scheme.grouped(matrix), torch.ones(1), scheme, FACTORS, torch.float32)
+    solved = factor(moments, 0.01, by_size=True)
+    assert solved is not None
+    codes = compensated(matrix, solved, scheme, scale, zeros)
+    nearest = scheme.nearest(scheme.grouped(matrix), scale).flatten(-2)
+    assert torch.equal(codes, nearest.to(torch.int8))
+
+
+def test_inputs_that_are_always_zero_do_not_matter(program: Program) -> None:
+    x = correlated(400, 1)
+    x[:, 5] = 0
+    given = dataclasses.replace(program, calibration=({"x": x},))
+    made = Gptq(bits=4, group_size=32)(given)
+    (weight,) = (v for v in [made.run(x=x)["output"]])
+    assert bool(torch.isfinite(weight).all())
+    assert all("of its output" in change.what for change in made.changes)
+
+
+def test_few_tokens_are_told(program: Program) -> None:
+    few = dataclasses.replace(program, calibration=({"x": correlated(5, 1)},))
+    assert (
+        "only 5 calibration tokens for 64 inputs"
+        in Gptq(bits=4, group_size=32)(few).changes[0].what
+    )
+
+
+def test_what_is_not_finite_is_rounded_to_nearest_and_says_so(program: Program) -> None:
+    x = correlated(50, 1)
+    x[3, 3] = float("nan")
+    made = Gptq(bits=4, group_size=32)(dataclasses.replace(program, calibration=({"x": x},)))
+    assert "singular: rounded to nearest" in made.changes[0].what
+    plain = QuantizeWeights(bits=4, group_size=32)(program)
+    assert torch.equal(made.tensors["left.weight_packed"], plain.tensors["left.weight_packed"])
+
+
+def test_without_samples_it_is_refused(program: Program) -> None:
+    bare = dataclasses.replace(program, samples=(), calibration=())
+    with pytest.raises(NotApplicable, match="no calibration samples; pass --samples"):
+        Gptq(bits=4, group_size=32)(bare)
+
+
+def test_its_refusals_carry_its_name(program: Program) -> None:
+    with pytest.raises(NotApplicable, match=r"^gptq: 'nothing' matches none"):
+        Gptq(bits=4, group_size=32, targets=("nothing",))(program)
