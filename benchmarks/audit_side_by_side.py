@@ -39,16 +39,17 @@ RESULTS = Path(__file__).parent / "results" / "audit_side_by_side.json"
 LIBRARIES = ("torch", "onnx", "onnxruntime", "numpy")
 
 PLANISH = """
-import json, resource, sys, time
+import json, sys, time
 start = time.perf_counter()
+from pathlib import Path
 from planish.auditing import audit
 options = json.loads(sys.argv[2])
 report = audit(sys.argv[1], **options)
-used = resource.getrusage(resource.RUSAGE_SELF)
+high = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
 print(json.dumps({
     "verdict": None if report.verdict == "unproven" else report.verdict,
     "seconds": report.seconds, "process_seconds": time.perf_counter() - start,
-    "cpu_seconds": used.ru_utime + used.ru_stime, "peak_memory_mb": used.ru_maxrss / 1000,
+    "cpu_seconds": time.process_time(), "peak_memory_mb": int(high) / 1000,
 }))
 """
 
@@ -109,6 +110,29 @@ def commit(checkout: Path) -> str | None:
     return done.stdout.strip() or None
 
 
+def judged(subjects: Mapping[str, Subject], told: argparse.Namespace) -> dict[str, Any]:
+    """Have every file judged, print a line each, and say where and by what."""
+    load = os.getloadavg()
+    rows: dict[str, Any] = {}
+    for name, subject in subjects.items():
+        row = rows[name] = compare(subject, told)
+        cells = [f"{row[tool]['verdict'] or 'none':<9}" for tool in ("planish", "checker")]
+        print(*cells, f"{row['truth'] or '':<9}", name, row["checker"].get("error", ""), flush=True)
+    return {
+        "summary": {tool: summary(rows, tool) for tool in ("planish", "checker")},
+        "load_average_at_start": load,
+        "load_average_at_end": os.getloadavg(),
+        "machine": {"processor": platform.machine(), "python": platform.python_version()},
+        "versions": {name: version(name) for name in LIBRARIES},
+        "commits": {
+            "planish": commit(ROOT),
+            "batch-isolation-checker": commit(told.checker),
+            "jaxonnxruntime": commit(told.jaxonnxruntime),
+        },
+        "files": rows,
+    }
+
+
 def main() -> None:
     """Judge every file by both, print a line each, and write the results."""
     options = argparse.ArgumentParser(
@@ -118,38 +142,13 @@ def main() -> None:
     options.add_argument("--jaxonnxruntime", type=Path, required=True, help="a checkout of that")
     options.add_argument("--python", required=True, help="the interpreter that has its libraries")
     options.add_argument("--limit", type=float, default=600, help="seconds for a file and tool")
+    options.add_argument("--only", choices=("real", "small"), help="leave the others as they were")
     told = options.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    found: dict[str, Any] = {"load_average_at_start": os.getloadavg()}
-    for kind, subjects in (("real", real()), ("small", small())):
-        found[kind] = {}
-        for name, subject in subjects.items():
-            row = found[kind][name] = compare(subject, told)
-            cells = [f"{row[tool]['verdict'] or 'none':<9}" for tool in ("planish", "checker")]
-            print(
-                *cells,
-                f"{row['truth'] or '':<9}",
-                name,
-                row["checker"].get("error", ""),
-                flush=True,
-            )
-        tools = ("planish", "checker")
-        found[f"{kind}_summary"] = {tool: summary(found[kind], tool) for tool in tools}
-    print(json.dumps({kind: found[f"{kind}_summary"] for kind in ("small", "real")}, indent=2))
-    found |= {
-        "load_average_at_end": os.getloadavg(),
-        "machine": {
-            "processor": platform.machine(),
-            "cores_used": 1,
-            "python": platform.python_version(),
-        },
-        "versions": {name: version(name) for name in LIBRARIES},
-        "commits": {
-            "planish": commit(ROOT),
-            "batch-isolation-checker": commit(told.checker),
-            "jaxonnxruntime": commit(told.jaxonnxruntime),
-        },
-    }
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for kind, subjects in (("real", real), ("small", small)):
+        if told.only in (None, kind):
+            found[kind] = judged(subjects(), told)
     RESULTS.write_text(json.dumps(found, indent=2) + "\n")
 
 
