@@ -92,7 +92,8 @@ def zoo() -> dict[str, str]:
 
 def zoo_files() -> dict[str, Path]:
     """The files of the ready recipes by name."""
-    return {path.stem: path for path in sorted(ZOO.glob("*.yaml"))}
+    files = sorted(ZOO.glob("*.yaml"), key=lambda path: path.stem)
+    return {path.stem: path for path in files}
 
 
 def _existing(recipe: str | Path) -> Path:

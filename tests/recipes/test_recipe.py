@@ -109,7 +109,10 @@ def test_the_canonical_text_spells_everything_out_and_reads_back(tmp_path: Path)
     assert recipes.load(write(tmp_path, CANONICAL)) == MADE
 
 
-@pytest.mark.parametrize("name", ["bf16", "fold", "isolate", "w4a16", "w8a16"])
+ZOO = ["bf16", "fold", "isolate", "w4a16", "w4a16-gptq", "w8a16"]
+
+
+@pytest.mark.parametrize("name", ZOO)
 def test_the_zoo(name: str, tmp_path: Path) -> None:
     recipe = recipes.load(name)
     assert recipe.name == name
@@ -118,7 +121,7 @@ def test_the_zoo(name: str, tmp_path: Path) -> None:
 
 
 def test_the_zoo_says_what_its_names_promise() -> None:
-    assert list(recipes.zoo()) == ["bf16", "fold", "isolate", "w4a16", "w8a16"]
+    assert list(recipes.zoo()) == ZOO
     (w4,) = recipes.load("w4a16").passes
     (w8,) = recipes.load("w8a16").passes
     assert w4 == QuantizeWeights(bits=4, group_size=64, symmetric=True, clip_search=True)
@@ -253,8 +256,8 @@ def test_mistakes_made_in_python(recipe: Any, expected: list[str]) -> None:
         ),
         (
             "tiny",
-            'no recipe is named "tiny"; choose from bf16, fold, isolate, w4a16, w8a16. A recipe of '
-            "your own is given by the path of its .yaml file.",
+            'no recipe is named "tiny"; choose from bf16, fold, isolate, w4a16, w4a16-gptq, w8a16. '
+            "A recipe of your own is given by the path of its .yaml file.",
         ),
         ("there/is/none.yaml", "there/is/none.yaml: no such file."),
     ],

@@ -12,7 +12,16 @@ from planish.ir.capture.huggingface import from_checkpoint
 from planish.ir.program import Program
 from planish.lowering import artifact
 from planish.runtime.tokenizer import Tokenizer
-from planish.samples import DEFAULT_LENGTH, DEFAULT_MORE, DEFAULT_TEXT, default_samples
+from planish.samples import (
+    CHECKED,
+    DEFAULT_LENGTH,
+    DEFAULT_MORE,
+    DEFAULT_TEXT,
+    LENGTH,
+    as_calibration,
+    as_samples,
+    default_samples,
+)
 
 WHOLE = DEFAULT_LENGTH + DEFAULT_MORE
 
@@ -88,3 +97,24 @@ def test_random_tokens_where_no_tokenizer_fits(checkpoint: Path, tmp_path: Path)
         shutil.copy(path, other)
     program = from_checkpoint(other)  # whose tokenizer has more tokens than the model
     assert default_samples(program) is program.samples
+
+
+def test_a_text_calibrates_with_more_than_it_checks(
+    program: Program, checkpoint: Path, tmp_path: Path
+) -> None:
+    text = DEFAULT_TEXT.read_text() * 40
+    (tmp_path / "text.txt").write_text(text)
+    tokens = Tokenizer(checkpoint).encode(text)
+    found = as_calibration(tmp_path / "text.txt", program)
+    rows = torch.cat([sample["input_ids"] for sample in found])
+    assert rows.shape[1] == 512
+    assert len(rows) == min(128, len(tokens) // rows.shape[1])
+    assert rows.flatten().tolist() == tokens[: rows.numel()]
+    assert all(len(sample["input_ids"]) <= 4 for sample in found)
+    checks = as_samples(tmp_path / "text.txt", program)
+    assert [tuple(check["input_ids"].shape) for check in checks] == [(1, LENGTH)] * CHECKED
+
+
+def test_given_batches_all_calibrate(program: Program) -> None:
+    given = [program.samples[0]] * 6
+    assert as_calibration(given, program) == tuple(given)
