@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from planish.ir.program import Program, Sample
 
@@ -87,8 +88,8 @@ def _run(
         if node.op == "placeholder":
             values[node] = feeds[str(node.target)]
         elif node.op == "call_function" and node not in weights:
-            arguments = fx.node.map_arg(node.args, value)
-            options = fx.node.map_arg(node.kwargs, value)
+            arguments = map_arg(node.args, value)
+            options = map_arg(node.kwargs, value)
             values[node] = node.target(*arguments, **options)  # type: ignore[operator]
 
 

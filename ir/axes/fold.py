@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from planish.ir import ops
 from planish.ir.axes.axes import Axes, Axis, find
@@ -50,6 +51,18 @@ PASSES = frozenset(
 )
 """Operators that only move elements; none of them makes any up."""
 
+STREAM = PASSES | {
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.mul.Tensor,
+    aten.mul.Scalar,
+    aten.div.Tensor,
+    aten.cat.default,
+    aten._to_copy.default,
+}
+"""What may be done to a stream that was not normed: where the axis allows a rotation, these are
+linear and the same at every index."""
+
 
 def fold_norms(program: Program) -> Program:
     """A program that computes the same, whose norms have no weights and biases where possible.
@@ -63,9 +76,9 @@ def fold_norms(program: Program) -> Program:
     folded: set[str] = set()
     for node in program.graph.nodes:
         weight: Any = node.args[NORMS[node.target]] if node.target in NORMS else None
-        last = _last(axes, node) if weight is not None else None
-        scaling = _folding(weight, ways(last)) if isinstance(last, Leaf) else None
-        if scaling is not None:
+        if weight is None or not isinstance(last := _last(axes, node), Leaf):
+            continue
+        if (scaling := _folding(weight, ways(last))) is not None:
             weights[scaling] = constant(program, weight)
             folded.add(node.name)
     with scaled(axes, program, weights).edit() as edit:
@@ -115,15 +128,14 @@ def constant(program: Program | Edit, node: Any) -> Tensor:
     Raises:
         ValueError: if it reads an input.
     """
-    if not isinstance(node, fx.Node):
-        return node  # type: ignore[no-any-return]  # a number among the arguments
     if node.op == "get_attr":
         return program.tensors[str(node.target)]
     if node.op != "call_function":
         raise ValueError(f"%{node.name} is no constant")
-    arguments = fx.node.map_arg(node.args, lambda one: constant(program, one))
-    options = fx.node.map_arg(node.kwargs, lambda one: constant(program, one))
-    return node.target(*arguments, **options)  # type: ignore[operator,no-any-return]
+    arguments = map_arg(node.args, lambda one: constant(program, one))
+    options = map_arg(node.kwargs, lambda one: constant(program, one))
+    value: Tensor = node.target(*arguments, **options)  # type: ignore[operator]
+    return value
 
 
 def _fold_biases(program: Program) -> Program:
@@ -195,8 +207,9 @@ def center(axes: Axes, program: Program, axis: Axis) -> Program:
     with program.edit() as edit:
         for node in edit.nodes(aten.layer_norm.default):
             if any(node.name == norm.name for norm in norms):
-                epsilon = node.args[4] if len(node.args) > 4 else 1e-5
-                rms = edit.call(ops.rms_norm, node.args[0], None, epsilon, before=node)
+                arguments: tuple[Any, ...] = node.args
+                epsilon = arguments[4] if len(arguments) > 4 else 1e-5
+                rms = edit.call(ops.rms_norm, arguments[0], None, epsilon, before=node)
                 edit.replace(node, rms, "centred where it is written")
     return edit.program
 
@@ -206,14 +219,14 @@ def _is_norm_along(axes: Axes, axis: Axis, node: fx.Node) -> bool:
 
 
 def _read_raw(axes: Axes, program: Program, axis: Axis, norms: set[str]) -> str | None:
-    """A product along an axis with a value that no norm along it has been applied to."""
+    """What reads an axis where no norm along it was applied, other than to add to the stream."""
     centred = set(norms)
     for node in program.graph.nodes:
-        if node.target in PASSES and node.args[0].name in centred:
-            centred.add(node.name)
         along = [one for one in node.all_input_nodes if _activation_along(axes, axis, one)]
-        keeps = node.op == "output" or _activation_along(axes, axis, node)
-        if along and not keeps and not all(one.name in centred for one in along):
+        if along and all(one.name in centred for one in along):
+            if node.target in PASSES:
+                centred.add(node.name)
+        elif along and node.target not in STREAM and node.name not in norms:
             return str(node.name)
     return None
 

@@ -197,16 +197,21 @@ def test_families_whose_stream_does_not_rotate_say_where(family: str, site: str)
         rotate(axes, program, {stream(axes, family): orthogonal(64)})
 
 
-def test_a_stream_that_is_read_without_a_norm_cannot_be_centred() -> None:
+@pytest.mark.parametrize("back", [False, True])
+def test_a_stream_that_is_read_without_a_norm_cannot_be_centred(back: bool) -> None:
     class Raw(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.embed, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
-            self.norm, self.skip = nn.LayerNorm(8), nn.Linear(8, 2)
+            self.norm, self.skip = nn.LayerNorm(8), nn.Linear(8, 8 if back else 2)
 
         def forward(self, x: Tensor) -> Tensor:
             stream = self.embed(x)
-            out: Tensor = self.head(self.norm(stream)) + self.skip(stream)
+            out: Tensor
+            if back:  # what reads the stream writes to it
+                out = self.head(self.norm(stream + self.skip(stream)))
+            else:
+                out = self.head(self.norm(stream)) + self.skip(stream)
             return out
 
     program = fold_norms(capture(Raw().eval(), (torch.randn(2, 3),)))

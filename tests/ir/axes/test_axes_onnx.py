@@ -31,8 +31,7 @@ def results(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.
     given = {one.name: feeds[one.name] for one in session.get_inputs()}
     # Caches are permuted with the rest: only what is no state counts.
     names = [one.name for one in session.get_outputs() if not one.name.startswith("present")]
-    answers: list[np.ndarray] = session.run(names, given)
-    return answers
+    return [np.asarray(one) for one in session.run(names, given)]
 
 
 def feeds_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:

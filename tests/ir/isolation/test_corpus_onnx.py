@@ -59,7 +59,8 @@ def moves(case: Case) -> bool:
                 InvalidArgument,
             ):  # it refuses these values: an error is not a flow of data
                 continue
-            if any(differ(old, new, row, rows) for old, new in zip(before, after, strict=True)):
+            pairs = zip(map(np.asarray, before), map(np.asarray, after), strict=True)
+            if any(differ(old, new, row, rows) for old, new in pairs):
                 return True
     return False
 
