@@ -134,7 +134,7 @@ def constant(program: Program | Edit, node: Any) -> Tensor:
         raise ValueError(f"%{node.name} is no constant")
     arguments = map_arg(node.args, lambda one: constant(program, one))
     options = map_arg(node.kwargs, lambda one: constant(program, one))
-    value: Tensor = node.target(*arguments, **options)  # type: ignore[operator]
+    value: Tensor = node.target(*arguments, **options)
     return value
 
 
@@ -207,9 +207,9 @@ def center(axes: Axes, program: Program, axis: Axis) -> Program:
     with program.edit() as edit:
         for node in edit.nodes(aten.layer_norm.default):
             if any(node.name == norm.name for norm in norms):
-                arguments: tuple[Any, ...] = node.args
-                epsilon = arguments[4] if len(arguments) > 4 else 1e-5
-                rms = edit.call(ops.rms_norm, arguments[0], None, epsilon, before=node)
+                epsilon = node.args[4] if len(node.args) > 4 else 1e-5
+                source = next(iter(node.args))
+                rms = edit.call(ops.rms_norm, source, None, epsilon, before=node)
                 edit.replace(node, rms, "centred where it is written")
     return edit.program
 
