@@ -11,20 +11,20 @@ What cannot be folded stays, and is named by the sites that then forbid a rotati
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from fractions import Fraction
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import map_arg
 
 from planish.ir import ops
 from planish.ir.axes.axes import Axes, Axis, find
 from planish.ir.axes.rotate import turned
 from planish.ir.axes.scale import Scaling, scaled, scalings
 from planish.ir.axes.terms import Leaf, Term, resolved
+from planish.ir.constants import constant_nodes, evaluate_constant
 from planish.ir.edit import Edit
 from planish.ir.program import Program
 
@@ -72,16 +72,17 @@ def fold_norms(program: Program) -> Program:
     program = _fold_biases(_untied(program))
     axes = find(program)
     ways = cache(lambda leaf: scalings(axes, (leaf,), signed=True))
-    weights: dict[Scaling, Tensor] = {}
+    weights: dict[Scaling, tuple[Scaling, Tensor]] = {}
     folded: set[str] = set()
     for node in program.graph.nodes:
         weight: Any = node.args[NORMS[node.target]] if node.target in NORMS else None
         if weight is None or not isinstance(last := _last(axes, node), Leaf):
             continue
-        if (scaling := _folding(weight, ways(last))) is not None:
-            weights[scaling] = constant(program, weight)
+        if (found := _folding(weight, ways(last))) is not None:
+            way, readers = found  # by the way: a weight that several norms read is folded once
+            weights[way] = readers, evaluate_constant(program, weight)
             folded.add(node.name)
-    with scaled(axes, program, weights).edit() as edit:
+    with scaled(axes, program, dict(weights.values())).edit() as edit:
         for node in edit.nodes(*NORMS):
             if node.name in folded:
                 edit.record(node, f"weight {node.args[NORMS[node.target]]} folded into its readers")
@@ -105,8 +106,8 @@ def _untied(program: Program) -> Program:
     return edit.program
 
 
-def _folding(weight: fx.Node, ways: Sequence[Scaling]) -> Scaling | None:
-    """What multiplies every reader of a norm by its weight."""
+def _folding(weight: fx.Node, ways: Sequence[Scaling]) -> tuple[Scaling, Scaling] | None:
+    """The scale that takes a norm's weight to 1, and its part that is left to the readers."""
     names = {node.target for node in (weight, *weight.all_input_nodes) if node.op == "get_attr"}
     for way in ways:
         exponents = {**way.exponents, **{key: one for key, (one, _) in way.shifted.items()}}
@@ -114,7 +115,7 @@ def _folding(weight: fx.Node, ways: Sequence[Scaling]) -> Scaling | None:
         readers = exponents.keys() - own.keys()
         if len(own) == 1 and all(exponents[key] == -sum(own.values()) for key in readers):
             once = dict.fromkeys(readers, Fraction(1))
-            return dataclasses.replace(way, exponents=once, shifted={})
+            return way, dataclasses.replace(way, exponents=once, shifted={})
     return None
 
 
@@ -122,67 +123,46 @@ def _last(axes: Axes, norm: fx.Node) -> Term:
     return resolved(axes.values[norm.name][-1])
 
 
-def constant(program: Program | Edit, node: Any) -> Tensor:
-    """The value of a node that reads only what is stored.
-
-    Raises:
-        ValueError: if it reads an input.
-    """
-    if node.op == "get_attr":
-        return program.tensors[str(node.target)]
-    if node.op != "call_function":
-        raise ValueError(f"%{node.name} is no constant")
-    arguments = map_arg(node.args, lambda one: constant(program, one))
-    options = map_arg(node.kwargs, lambda one: constant(program, one))
-    value: Tensor = node.target(*arguments, **options)
-    return value
-
-
 def _fold_biases(program: Program) -> Program:
     """The bias b of a norm becomes W b in the bias of every linear layer that reads it."""
     with program.edit() as edit:
+        constant = constant_nodes(edit.graph)
         for norm in edit.nodes(aten.layer_norm.default):
             bias: Any = norm.args[3] if len(norm.args) > 3 else None
-            layers = _layers(norm)
+            layers = _layers(norm, constant)
             if bias is None or layers is None:
                 continue
             for layer in layers:
-                _shift(edit, layer, constant(edit, bias))
+                _shift(edit, program, layer, evaluate_constant(program, bias))
             norm.update_arg(3, None)
             edit.record(norm, f"bias {bias} folded into {len(layers)} layers")
     return edit.program
 
 
-def _layers(norm: fx.Node) -> list[fx.Node] | None:
+def _layers(norm: fx.Node, constant: Container[object]) -> list[fx.Node] | None:
     """The linear layers that read a norm; None if something else does."""
     found: list[fx.Node] = []
     for user in norm.users:
-        if user.target is aten.linear.default and _stored(user.args[1]):
+        if user.target is aten.linear.default and user.args[1] in constant:
             found.append(user)
             continue
         rows = isinstance(norm.meta["val"], Tensor) and user.target in PASSES
         same = rows and user.meta["val"].shape[-1:] == norm.meta["val"].shape[-1:]
-        further = _layers(user) if same and user.args[0] is norm else None
+        further = _layers(user, constant) if same and user.args[0] is norm else None
         if further is None:
             return None
         found += further
     return found
 
 
-def _stored(node: Any) -> bool:
-    """Whether a node reads only what is stored."""
-    return isinstance(node, fx.Node) and (
-        node.op == "get_attr"
-        or (node.op == "call_function" and all(map(_stored, node.all_input_nodes)))
-    )
-
-
-def _shift(edit: Edit, layer: fx.Node, by: Tensor) -> None:
-    weight = constant(edit, layer.args[1])
+def _shift(edit: Edit, program: Program, layer: fx.Node, by: Tensor) -> None:
+    """Add W times `by` to the bias of a layer."""
+    source, matrix, *rest = layer.args
+    weight = evaluate_constant(program, matrix)  # type: ignore[arg-type]
     more = (weight.double() @ by.double()).to(weight.dtype)
-    old: Any = layer.args[2] if len(layer.args) > 2 else None
-    bias = more if old is None else constant(edit, old) + more
-    layer.args = (*layer.args[:2], edit.read(f"{layer.name}.bias_with_norm", bias, before=layer))
+    old: Any = rest[0] if rest else None
+    bias = more if old is None else evaluate_constant(program, old) + more
+    layer.args = (source, matrix, edit.read(f"{layer.name}.bias_with_norm", bias, before=layer))
 
 
 def center(axes: Axes, program: Program, axis: Axis) -> Program:
@@ -221,8 +201,13 @@ def _is_norm_along(axes: Axes, axis: Axis, node: fx.Node) -> bool:
 def _read_raw(axes: Axes, program: Program, axis: Axis, norms: set[str]) -> str | None:
     """What reads an axis where no norm along it was applied, other than to add to the stream."""
     centred = set(norms)
+    constant = constant_nodes(program.graph)
     for node in program.graph.nodes:
-        along = [one for one in node.all_input_nodes if _activation_along(axes, axis, one)]
+        along = [
+            one
+            for one in node.all_input_nodes
+            if one not in constant and _lies_along(axes, axis, one)
+        ]
         if along and all(one.name in centred for one in along):
             if node.target in PASSES:
                 centred.add(node.name)
@@ -231,6 +216,6 @@ def _read_raw(axes: Axes, program: Program, axis: Axis, norms: set[str]) -> str 
     return None
 
 
-def _activation_along(axes: Axes, axis: Axis, node: fx.Node) -> bool:
+def _lies_along(axes: Axes, axis: Axis, node: fx.Node) -> bool:
     terms = axes.values.get(node.name, ())
-    return not _stored(node) and any(resolved(term) is axis.leaf for term in terms)
+    return any(resolved(term) is axis.leaf for term in terms)

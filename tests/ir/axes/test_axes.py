@@ -197,6 +197,29 @@ def test_families_whose_stream_does_not_rotate_say_where(family: str, site: str)
         rotate(axes, program, {stream(axes, family): orthogonal(64)})
 
 
+def test_a_weight_that_two_norms_share_is_folded_once() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.out = nn.Linear(3, 8), nn.Linear(8, 8)
+            self.inner, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+            self.norm = nn.RMSNorm(8, eps=1e-5)
+            nn.init.uniform_(self.norm.weight, 0.5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            stream = self.embed(x)
+            stream = stream + self.out(self.inner(self.norm(stream)).relu())
+            result: Tensor = self.head(self.norm(stream))
+            return result
+
+    torch.manual_seed(0)
+    program = capture(Shared().eval(), (torch.randn(2, 3),))
+    folded = fold_norms(program)
+    assert not any("norm.weight" in name for name in folded.tensors)
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(folded.run(x=x)["output"], program.run(x=x)["output"])
+
+
 @pytest.mark.parametrize("back", [False, True])
 def test_a_stream_that_is_read_without_a_norm_cannot_be_centred(back: bool) -> None:
     class Raw(nn.Module):
