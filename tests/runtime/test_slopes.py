@@ -1,6 +1,5 @@
 """Witnesses by gradients, of modules, exported programs and programs in memory."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 import planish
-from planish import audit_targets, cli, confirm
+from planish import cli, confirm
 from planish.ir.capture.export import from_module
 from planish.runtime.batches import specs_of
 from planish.runtime.search import search
 from planish.runtime.slopes import of_program
 from planish.runtime.witness import Witness, replay
+from support.wrong_proofs import believe_everything
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 CHANCE = torch.Generator().manual_seed(0)
@@ -156,17 +156,7 @@ def model():
 def test_a_contradicted_proof_of_a_module_exits_with_4(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = audit_targets.analysed
-
-    def believing(*args: Any) -> audit_targets.Subject:
-        found = real(*args)
-        outputs = [dataclasses.replace(one, verdict="isolated") for one in found.analysis.outputs]
-        analysis = dataclasses.replace(
-            found.analysis, verdict="isolated", outputs=tuple(outputs), findings=()
-        )
-        return dataclasses.replace(found, analysis=analysis)
-
-    monkeypatch.setattr("planish.audit_targets.analysed", believing)
+    believe_everything(monkeypatch)
     with pytest.raises(confirm.Contradicted, match="proven isolated, yet rows") as caught:
         planish.audit(Scaled(), inputs=X, witness=True)
     assert caught.value.witness.difference > 0

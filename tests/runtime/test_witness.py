@@ -1,6 +1,5 @@
 """Witnesses: found by running, stored, replayed; and proofs that a run contradicts."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from planish import audit_targets, cli, confirm
+from planish import cli, confirm
 from planish.runtime.runnable import CannotRun
 from planish.runtime.search import InputSpec, search
 from planish.runtime.witness import BadWitness, Witness, replay
 from support.graphs import onnx_model
+from support.wrong_proofs import believe_everything
 
 X = [InputSpec("x", (3, 4), "float32", 0)]
 Arrays = Mapping[str, Any]
@@ -125,17 +125,7 @@ def test_the_command_line_writes_and_replays(
 def test_a_proof_that_a_run_contradicts_exits_with_4(
     leaking: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = audit_targets.analysed
-
-    def believing(*args: Any) -> audit_targets.Subject:
-        found = real(*args)
-        outputs = [dataclasses.replace(one, verdict="isolated") for one in found.analysis.outputs]
-        analysis = dataclasses.replace(
-            found.analysis, verdict="isolated", outputs=tuple(outputs), findings=()
-        )
-        return dataclasses.replace(found, analysis=analysis)
-
-    monkeypatch.setattr("planish.audit_targets.analysed", believing)
+    believe_everything(monkeypatch)
     assert cli.main(["audit", str(leaking), "--witness", str(leaking.parent / "found")]) == 4
     error = capsys.readouterr().err
     assert "proven isolated" in error
