@@ -73,36 +73,38 @@ class Gptq(QuantizeWeights):
             made: dict[fx.Node, Tensor] = {}
             for layer in map(read_by.__getitem__, group):
                 matrix = layer.matrix(program.tensors).masked_fill(dead, 0)
-                rounded = self._layer(matrix, moments, solved)
+                rounded, made[layer.node] = self._layer(matrix, moments, solved)
                 few = rows < layer.width
                 note = f"; only {rows} calibration tokens for {layer.width} inputs" if few else ""
                 found[layer.name] = rounded._replace(note=rounded.note + note)
-                made[layer.node] = found[layer.name].tensor.dequantize()
             return made
 
         walk(program, samples, list(read_by), visit)
         return found
 
-    def _layer(self, matrix: Tensor, moments: Tensor, solved: Factor | None) -> Rounded:
-        """One layer's matrix [N, K]."""
+    def _layer(
+        self, matrix: Tensor, moments: Tensor, solved: Factor | None
+    ) -> tuple[Rounded, Tensor]:
+        """One layer's matrix [N, K], and what stands for it from now on."""
         if solved is None:
             tensor, error = round_to_nearest(matrix, self.scheme, search=self.clip_search)
             note = "; its inputs' second moments are singular: rounded to nearest"
-            return Rounded(tensor, error, note)
+            return Rounded(tensor, error, note), tensor.dequantize()
         factors = FACTORS if self.clip_search else (1.0,)
-        groups = self.scheme.grouped(matrix.float())
+        wide = matrix.float()
+        groups = self.scheme.grouped(wide)
         weights = self.scheme.grouped(moments.diagonal()[None])
         scale, zeros = parameters(groups, weights, self.scheme, factors, matrix.dtype)
-        codes = compensated(matrix.float(), solved, self.scheme, scale, zeros)
+        codes = compensated(wide, solved, self.scheme, scale, zeros)
         stored = None if self.scheme.symmetric else zeros.to(torch.int8)
         tensor = QuantizedTensor.from_codes(
             self.scheme, matrix.dtype, codes, scale.to(matrix.dtype), stored
         )
-        wide = matrix.float()
-        wrong = tensor.dequantize().float() - wide
+        value = tensor.dequantize()
+        wrong = value.float() - wide
         output = _size(wrong, moments) / max(_size(wide, moments), 1e-30)
         error = float(wrong.norm() / wide.norm().clamp_min(1e-30))
-        return Rounded(tensor, error, f"; of its output {output:.4f}")
+        return Rounded(tensor, error, f"; of its output {output:.4f}"), value
 
 
 @plain_dataclass(frozen=True)
