@@ -21,7 +21,7 @@ from planish.passes.contract import OPTIONS, Contract, NotApplicable
 from planish.passes.layers import LINEAR, Layer, layers_of
 from planish.passes.quantize_weights import QuantizeWeights, Rounded
 from planish.passes.rounding import FACTORS, parameters, round_to_nearest
-from planish.passes.sequential import walk
+from planish.passes.sequential import second_moments, walk
 
 BLOCK = 128
 """Columns whose errors are collected before they are passed on to all others at once."""
@@ -67,7 +67,8 @@ class Gptq(QuantizeWeights):
         others = [layer for layer in own if LINEAR not in layer.roles]
         found = dict(super()._rounded(program, others))
 
-        def visit(group: list[fx.Node], moments: Tensor, rows: int) -> Mapping[fx.Node, Tensor]:
+        def visit(group: list[fx.Node], inputs: list[Tensor]) -> Mapping[fx.Node, Tensor]:
+            moments, rows = second_moments(inputs)
             dead = moments.diagonal() == 0  # inputs that are always 0: their weights do not matter
             solved = factor(moments, self.dampening, self.activation_order)
             made: dict[fx.Node, Tensor] = {}

@@ -24,7 +24,7 @@ def walk(
     program: Program,
     samples: Sequence[Sample],
     layers: Sequence[fx.Node],
-    visit: Callable[[list[fx.Node], Tensor, int], Mapping[fx.Node, Tensor]],
+    visit: Callable[[list[fx.Node], list[Tensor]], Mapping[fx.Node, Tensor]],
 ) -> None:
     """Visit linear layers in the order of the graph, those that read one value together.
 
@@ -34,9 +34,8 @@ def walk(
         program: stays as it is.
         samples: at least one.
         layers: nodes that call `aten.linear`.
-        visit: given layers that read the same value, the second moments of that value over all
-            samples, Σ x xᵀ, float32 [K, K], and of how many x they are the sum; gives what the
-            nodes of the layers' weights shall be from now on.
+        visit: given layers that read the same value, and that value, [..., K], for each sample;
+            gives what the nodes of the layers' weights shall be from now on.
     """
     nodes = list(program.graph.nodes)
     place = {node: number for number, node in enumerate(nodes)}
@@ -48,16 +47,11 @@ def walk(
     for group in _groups(layers, place):
         stop = place[group[0]]
         source: Any = group[0].args[0]
-        moments: Tensor | None = None
-        rows = 0
         for feeds, values in zip(known, live, strict=True):
             _run(program, nodes[start:stop], feeds, values, weights)
-            moments = _add(moments, values[source])
-            rows += values[source].numel() // values[source].shape[-1]
             for node in [one for one in values if last[one] < stop]:
                 del values[node]
-        if moments is not None:
-            weights.update(visit(group, moments, rows))
+        weights.update(visit(group, [values[source] for values in live]))
         start = stop
 
 
@@ -93,8 +87,12 @@ def _run(
             values[node] = node.target(*arguments, **options)  # type: ignore[operator]
 
 
-def _add(moments: Tensor | None, x: Tensor) -> Tensor:
-    rows = x.detach().reshape(-1, x.shape[-1]).float()
-    if moments is None:
-        return rows.T @ rows
-    return moments.addmm_(rows.T, rows)
+def second_moments(inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
+    """Σ x xᵀ, float32 [K, K], over values [..., K], and of how many x it is the sum."""
+    total = torch.zeros(inputs[0].shape[-1], inputs[0].shape[-1])
+    count = 0
+    for value in inputs:
+        rows = value.reshape(-1, value.shape[-1]).float()
+        total.addmm_(rows.T, rows)
+        count += len(rows)
+    return total, count

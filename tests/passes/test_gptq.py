@@ -15,7 +15,7 @@ from planish.passes.gptq import Gptq, compensated, factor
 from planish.passes.pipeline import relative_error
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rounding import FACTORS, parameters
-from planish.passes.sequential import walk
+from planish.passes.sequential import second_moments, walk
 
 aten = torch.ops.aten
 
@@ -77,8 +77,8 @@ def test_each_layer_sees_what_those_before_it_give_once_rounded(program: Program
     layers = list(program.graph.find_nodes(op="call_function", target=aten.linear.default))
     seen: list[tuple[list[str], Tensor, int]] = []
 
-    def visit(group: list[fx.Node], moments: Tensor, rows: int) -> dict[fx.Node, Tensor]:
-        seen.append(([node.name for node in group], moments.clone(), rows))
+    def visit(group: list[fx.Node], inputs: list[Tensor]) -> dict[fx.Node, Tensor]:
+        seen.append(([node.name for node in group], *second_moments(inputs)))
         half = {node.args[1]: torch.full((96, 64), 0.5) for node in group}
         return {node: weight for node, weight in half.items() if isinstance(node, fx.Node)}
 
