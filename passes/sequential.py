@@ -16,6 +16,9 @@ from torch.fx.node import map_arg
 
 from planish.ir.program import Program, Sample
 
+STRIP = 192
+"""Rows of the second moments that are computed at once."""
+
 Value = Any
 """A tensor, a size, or a tuple of them: whatever a node gives."""
 
@@ -88,11 +91,17 @@ def _run(
 
 
 def second_moments(inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
-    """Σ x xᵀ, float32 [K, K], over values [..., K], and of how many x it is the sum."""
-    total = torch.zeros(inputs[0].shape[-1], inputs[0].shape[-1])
+    """Σ x xᵀ, float32 [K, K], over values [..., K], and of how many x it is the sum.
+
+    Only what is on and above the diagonal is computed, a strip of `STRIP` rows at a time.
+    """
+    width = inputs[0].shape[-1]
+    total = torch.zeros(width, width)
     count = 0
     for value in inputs:
-        rows = value.reshape(-1, value.shape[-1]).float()
-        total.addmm_(rows.T, rows)
+        rows = value.reshape(-1, width).float()
         count += len(rows)
-    return total, count
+        for start in range(0, width, STRIP):
+            strip = rows[:, start : start + STRIP]
+            total[start : start + STRIP, start:].addmm_(strip.T, rows[:, start:])
+    return total.triu() + total.triu(1).T, count

@@ -10,8 +10,9 @@ from torch import Tensor, fx, nn
 from planish.ir.capture.export import from_module
 from planish.ir.program import Program
 from planish.ir.quant import QuantScheme
+from planish.passes.compensation import Curvature, Rounding, compensated, fitted, revisited
 from planish.passes.contract import NotApplicable
-from planish.passes.gptq import Gptq, compensated, factor
+from planish.passes.gptq import Gptq
 from planish.passes.pipeline import relative_error
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rounding import FACTORS, parameters
@@ -107,16 +108,74 @@ def test_nothing_behind_the_last_layer_is_computed(program: Program) -> None:
     assert called == []
 
 
+@pytest.fixture
+def rounded() -> tuple[Rounding, Curvature]:
+    torch.manual_seed(0)
+    moments, _ = second_moments([correlated(400, 3)])
+    curvature = Curvature.of(moments, 0.01, by_size=True)
+    assert curvature is not None
+    scheme, matrix = QuantScheme(4, 32), torch.randn(16, 64)
+    start = parameters(scheme.grouped(matrix), torch.ones(1), scheme, FACTORS, torch.float32)
+    return compensated(matrix, curvature, scheme, *start), curvature
+
+
+def output_error(rounding: Rounding, curvature: Curvature) -> float:
+    wrong = (rounding.matrix - rounding.value)[:, curvature.order]
+    return float(((wrong @ curvature.moments) * wrong).sum())
+
+
 def test_without_correlation_it_is_rounding_to_nearest() -> None:
     torch.manual_seed(0)
     matrix, scheme = torch.randn(16, 64), QuantScheme(4, 32)
-    moments = torch.eye(64) * 7
     scale, zeros = parameters(scheme.grouped(matrix), torch.ones(1), scheme, FACTORS, torch.float32)
-    solved = factor(moments, 0.01, by_size=True)
-    assert solved is not None
-    codes = compensated(matrix, solved, scheme, scale, zeros)
+    curvature = Curvature.of(torch.eye(64) * 7, 0.01, by_size=True)
+    assert curvature is not None
+    rounding = compensated(matrix, curvature, scheme, scale, zeros)
     nearest = scheme.nearest(scheme.grouped(matrix), scale).flatten(-2)
-    assert torch.equal(codes, nearest.to(torch.int8))
+    assert torch.equal(rounding.codes, nearest)
+    assert torch.equal(revisited(rounding, curvature).codes, nearest)
+
+
+def test_fitting_scales_and_visiting_codes_again_each_lose_less(
+    rounded: tuple[Rounding, Curvature],
+) -> None:
+    rounding, curvature = rounded
+    before = output_error(rounding, curvature)
+    again = revisited(rounding, curvature)
+    assert output_error(again, curvature) < before
+    assert torch.equal(again.codes, again.codes.round().clamp(-8, 7))
+    assert not torch.equal(again.codes, rounding.codes)
+    assert output_error(fitted(again, curvature, torch.float32), curvature) < 0.99 * output_error(
+        again, curvature
+    )
+
+
+def test_fitted_scales_are_those_of_least_squares(rounded: tuple[Rounding, Curvature]) -> None:
+    rounding, curvature = rounded
+    place = curvature.order.argsort()
+    root = torch.linalg.cholesky(curvature.moments[place][:, place].double()).T
+    codes = rounding.codes[5].double()
+    given = torch.stack([root[:, :32] @ codes[:32], root[:, 32:] @ codes[32:]], dim=1)
+    best = torch.linalg.lstsq(given, root @ rounding.matrix[5].double()).solution
+    found = fitted(rounding, curvature, torch.float32).scale[5]
+    torch.testing.assert_close(found.double(), best, rtol=2e-3, atol=0)
+
+
+def test_more_sweeps_lose_less(program: Program) -> None:
+    def output(sweeps: int) -> float:
+        what = Gptq(bits=4, group_size=32, sweeps=sweeps)(program).changes[0].what
+        return float(what.partition("of its output ")[2])
+
+    assert output(3) < output(1) < output(0)
+
+
+def test_second_moments_are_those_of_all_rows() -> None:
+    inputs = [torch.randn(2, 5, 400), torch.randn(7, 400)]
+    moments, count = second_moments(inputs)
+    rows = torch.cat([each.reshape(-1, 400) for each in inputs])
+    torch.testing.assert_close(moments, rows.T @ rows, rtol=1e-5, atol=1e-4)
+    assert torch.equal(moments, moments.T)
+    assert count == 17
 
 
 def test_inputs_that_are_always_zero_do_not_matter(program: Program) -> None:
