@@ -13,9 +13,10 @@ from planish.confirm import runnable
 from planish.ir.errors import PlanishError
 from planish.ir.flow.call import Call, Rule
 from planish.ir.flow.lint import load
+from planish.ir.isolation.cases import analyse
 from planish.ir.isolation.labels import Labels
 from planish.ir.isolation.programs import analyse_onnx, analyse_program
-from planish.ir.isolation.verdict import Analysis, analyse
+from planish.ir.isolation.verdict import Analysis
 from planish.ir.program import Program
 from planish.lowering.artifact import MANIFEST, model_file
 from planish.runtime.operators import Operator, of_onnx, of_torch

@@ -103,6 +103,10 @@ class NotCovered(Exception):
     """A rule does not cover these arguments; the call is treated as unknown."""
 
 
+class Undefined(NotCovered):
+    """The operator is not defined for such operands: whatever runs the graph stops there."""
+
+
 def unknown(call: Call, why: str) -> tuple[Expression, ...]:
     """What a call reads of which nothing is claimed: all of every operand."""
     return tuple(Opaque(output.shape, call.tensors(), why) for output in call.outputs)

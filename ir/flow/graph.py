@@ -60,6 +60,7 @@ class Flow:
         captured: values of enclosing graphs that this one reads.
         assertions: how many checks of values can stop a run.
         defaults: inputs whose values the file stores, which count as stored.
+        stops: where runs of the model stop, so that this graph leaves them out.
     """
 
     inputs: tuple[Value, ...]
@@ -72,3 +73,4 @@ class Flow:
     captured: tuple[Value, ...] = ()
     assertions: int = 0
     defaults: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()

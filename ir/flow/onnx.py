@@ -7,7 +7,8 @@ overridden.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -16,6 +17,7 @@ from planish.ir.flow import onnx_proto as proto
 from planish.ir.flow.call import Rule
 from planish.ir.flow.graph import Flow
 from planish.ir.flow.lint import check, load
+from planish.ir.flow.onnx_cases import MOST, Case, Stops, Undecided, of_input
 from planish.ir.flow.onnx_context import Context
 from planish.ir.flow.onnx_graph import Scope, plain_domain
 from planish.ir.flow.polynomial import Count
@@ -68,16 +70,75 @@ def read_checked(
     Raises:
         TooLarge: if it unfolds into more nodes than can be read.
     """
+    return _read(model, _context(model, declared), shapes or {}, ())
+
+
+def input_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+    """The shapes of a model's inputs, as the model states them."""
+    context = _context(model, None)
+    stored = {one.name for one in model.graph.initializer}
+    stored |= {one.values.name for one in model.graph.sparse_initializer}
+    given = (one for one in model.graph.input if one.name not in stored)
+    return {one.name: _input(context, one, None).shape for one in given}
+
+
+def read_cases(
+    model: onnx.ModelProto,
+    shapes: Mapping[str, Shape],
+    declared: Mapping[str, Rule] | None,
+    shared: Sequence[str],
+) -> tuple[Flow, ...]:
+    """A flow for each outcome of the public conditions of a model; every run is one of them.
+
+    Public is what follows from sizes and from what all requests share. A case in which each run
+    stops at an operator that is not defined for its operands is left out (`Flow.stops`).
+
+    Args:
+        model: what was read from the file.
+        shapes: of inputs, in place of those that the model states.
+        declared: rules for operators without one, by name: `my.domain::Op`.
+        shared: inputs that are the same for all requests.
+
+    Raises:
+        TooLarge: if it unfolds into more nodes than can be read.
+    """
+    flows: list[Flow] = []
+    stops: list[str] = []
+    pending = [Case()]
+    while pending:
+        case = pending.pop()
+        splits = len(flows) + len(stops) + len(pending) + 2 <= MOST
+        context = replace(_context(model, declared), case=case, splits=splits)
+        try:
+            flows.append(_read(model, context, shapes, shared))
+        except Undecided as found:
+            pending += case.either(found.condition)
+        except Stops as problem:
+            stops.append(f"where {case}: {problem}")
+    if not flows:
+        return (read_checked(model, shapes, declared),)
+    return tuple(replace(one, stops=tuple(stops)) for one in flows)
+
+
+def _context(model: onnx.ModelProto, declared: Mapping[str, Rule] | None) -> Context:
     functions = {(plain_domain(one.domain), one.name, one.overload): one for one in model.functions}
-    context = Context(functions, declared or {})
+    return Context(functions, declared or {})
+
+
+def _read(
+    model: onnx.ModelProto, context: Context, shapes: Mapping[str, Shape], shared: Sequence[str]
+) -> Flow:
+    """The flow of a model in one case."""
     opsets = {plain_domain(one.domain): one.version for one in model.opset_import}
-    scope = Scope(context, opsets)
+    scope = Scope(context, opsets, nodes=context.nodes)
     graph = model.graph
     stored = _stored(scope, graph)
     inputs = []
     for one in graph.input:
         if one.name not in stored:
-            value = _input(context, one, (shapes or {}).get(one.name))
+            value = _input(context, one, shapes.get(one.name))
+            if one.name in shared:
+                context.note(value, of_input(one.name, value.dtype))
             scope.names[one.name] = value
             inputs.append(value)
     scope.names |= stored
@@ -109,7 +170,7 @@ def _input(context: Context, one: onnx.ValueInfoProto, given: Shape | None) -> V
     shape = proto.input_shape(one, symbol) if given is None else given
     tensor = one.type.HasField("tensor_type")
     dtype = proto.dtype_name(one.type.tensor_type.elem_type) if tensor else None
-    return Value(one.name, shape, dtype)
+    return Value(one.name, context.settled(shape), dtype)
 
 
 def _outputs(scope: Scope, graph: onnx.GraphProto) -> dict[str, Value]:

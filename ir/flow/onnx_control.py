@@ -10,6 +10,8 @@ import onnx
 from planish.ir.flow import onnx_proto as proto
 from planish.ir.flow.call import NotCovered
 from planish.ir.flow.known import Numbers, one_number
+from planish.ir.flow.onnx_cases import Formula, Undecided, atom
+from planish.ir.flow.onnx_context import Context
 from planish.ir.flow.onnx_graph import Held, Scope
 from planish.ir.flow.onnx_nested import Iterated, as_flow, fill, read_body, tensors_of
 from planish.ir.flow.polynomial import Count
@@ -29,13 +31,19 @@ from planish.ir.flow.vocabulary import (
 
 
 def read_if(scope: Scope, node: onnx.NodeProto) -> None:
-    """`If(condition)`: one branch where the condition is known, else either."""
+    """`If(condition)`: one branch where the condition is known, else either.
+
+    Raises:
+        Undecided: if the condition is public, and the model may be read once for each outcome.
+    """
     graphs = [scope.given(node)[name].g for name in ("then_branch", "else_branch")]
     predicate = _tensor(scope, node.input[0])
     known = scope.context.known.get(predicate) if isinstance(predicate, Value) else None
     if isinstance(known, Numbers) and known.array.size == 1:
         _splice(scope, node, graphs[0 if known.array.flat[0] else 1])
         return
+    if scope.context.splits and (condition := _open(scope.context, predicate)) is not None:
+        raise Undecided(condition)
     try:
         bodies = [read_body(scope, node, graph, []) for graph in graphs]
         columns = list(zip(*(tensors_of(one) for one in bodies), strict=True))
@@ -152,6 +160,13 @@ def _splice(scope: Scope, node: onnx.NodeProto, graph: onnx.GraphProto) -> None:
     for one, name in zip(graph.output, node.output, strict=False):
         if name:
             scope.names[name] = inner.look_up(one.name)
+
+
+def _open(context: Context, predicate: Expression) -> Formula | None:
+    """What a public predicate follows from that is not yet decided."""
+    formula = context.formula(predicate)
+    condition = None if formula is None else atom(formula)
+    return None if condition in context.case.truths else condition
 
 
 def _common(scope: Scope, shapes: Sequence[Shape]) -> Shape:

@@ -9,12 +9,20 @@ import onnx
 from onnx import AttributeProto, NodeProto
 
 from planish.ir.flow import onnx_proto as proto
-from planish.ir.flow.call import Call, NotCovered, Rule, apply, unknown
+from planish.ir.flow.call import Call, NotCovered, Rule, Undefined, apply, unknown
 from planish.ir.flow.graph import Node
 from planish.ir.flow.known import Known, of
 from planish.ir.flow.malformed import AmbiguousGraph
+from planish.ir.flow.onnx_cases import Stops, under
 from planish.ir.flow.onnx_context import Context
-from planish.ir.flow.vocabulary import UNRANKED, Expression, Fill, Opaque, Unranked, Value
+from planish.ir.flow.vocabulary import (
+    UNRANKED,
+    Expression,
+    Fill,
+    Opaque,
+    Unranked,
+    Value,
+)
 from planish.ir.rules.onnx import LATEST, LEARN, RULES
 from planish.ir.rules.onnx.call import Items, OnnxCall, OnnxRule
 
@@ -214,7 +222,8 @@ class Scope:
     ) -> tuple[Expression, ...]:
         if any(_is_unranked(one) for one in inputs):
             return unknown(call, "the number of dimensions of an input is not known")
-        guarded = None if rule is None else cast("Rule", _guarded(rule))
+        certain = self.nodes is self.context.nodes
+        guarded = None if rule is None else cast("Rule", _guarded(rule, certain))
         expressions, why = apply(guarded, cast("Call", call))
         if why is not None:
             self.context.unknown[call.operator] += 1
@@ -225,8 +234,9 @@ class Scope:
         values: list[Value] = []
         flat: list[Expression] = []
         for output, expression in zip(call.outputs, expressions, strict=True):
-            parts = expression.parts if isinstance(expression, Items) else (expression,)
             several = isinstance(expression, Items)
+            parts = expression.parts if isinstance(expression, Items) else (expression,)
+            parts = tuple(under(part, self.context.settled(part.shape)) for part in parts)
             made = tuple(
                 Value(f"{output.name}.{n}" if several else output.name, part.shape, output.dtype)
                 for n, part in enumerate(parts)
@@ -236,6 +246,8 @@ class Scope:
             values += made
             flat += parts
         self._learn(call, values, flat)
+        if _domain_of(call.operator) == "" and len(values) == 1:
+            self.context.explain(values[0], call.name, call.attributes, call.operands)
         controls = [one for one in call.controls if isinstance(one, Value)]
         self.add(node, call.operator, flat, values, controls)
 
@@ -316,8 +328,11 @@ _MALFORMED = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, 
 """What a rule stumbles over in a node that does not fit its schema."""
 
 
-def _guarded(rule: OnnxRule) -> OnnxRule:
-    """A rule that covers no call that does not fit, and whose results have ordinary shapes."""
+def _guarded(rule: OnnxRule, certain: bool) -> OnnxRule:
+    """A rule that covers no call that does not fit, and whose results have ordinary shapes.
+
+    Where every run comes by (`certain`), an operator that is not defined there stops them all.
+    """
 
     def guarded(call: OnnxCall) -> tuple[Expression, ...]:
         try:
@@ -334,6 +349,10 @@ def _guarded(rule: OnnxRule) -> OnnxRule:
                 raise NotCovered("sizes beyond measure")
             if any(isinstance(part.shape, Unranked) for part in parts):
                 raise NotCovered("a result of unknown rank")
+        except Undefined as problem:
+            if certain:
+                raise Stops(f"{call.operator} is given {problem}") from problem
+            raise
         except _MALFORMED as problem:
             raise NotCovered(f"its inputs or attributes do not fit ({problem})") from problem
         return several[: len(call.outputs)]

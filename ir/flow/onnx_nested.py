@@ -9,16 +9,15 @@ import onnx
 
 from planish.ir.flow.call import NotCovered
 from planish.ir.flow.graph import Flow, Node
+from planish.ir.flow.onnx_cases import under
 from planish.ir.flow.onnx_graph import Scope
 from planish.ir.flow.polynomial import Count
 from planish.ir.flow.vocabulary import (
     Expression,
     Fill,
-    Reads,
     Shape,
     Unranked,
     Value,
-    aligned,
 )
 
 _PASSES = 4
@@ -51,7 +50,7 @@ class Iterated:
     def initial(self) -> tuple[Expression, ...]:
         """What is carried into the first iteration, under the sizes of all iterations."""
         pairs = zip(self.carried, self.shapes, strict=True)
-        return tuple(_shaped(one, shape) for one, shape in pairs)
+        return tuple(under(one, shape) for one, shape in pairs)
 
     def read(self, counts: bool) -> Scope:
         """Read the body; `counts`: its first input is the number of the iteration.
@@ -152,7 +151,7 @@ def as_flow(body: Scope, shapes: Sequence[Shape], next_number: bool = False) -> 
         if value.shape != shape:
             shaped = Value(value.name, shape, value.dtype)
             name = f"{body.path}{value.name}#shaped{number}"
-            body.nodes.append(Node(name, "shaped", (shaped,), (_shaped(value, shape),), body.path))
+            body.nodes.append(Node(name, "shaped", (shaped,), (under(value, shape),), body.path))
             value = shaped  # noqa: PLW2901
         outputs[f"{number}:{value.name}"] = value
     return Flow(
@@ -163,12 +162,6 @@ def as_flow(body: Scope, shapes: Sequence[Shape], next_number: bool = False) -> 
         known=body.context.known,
         captured=tuple(body.captured),
     )
-
-
-def _shaped(value: Expression, shape: Shape) -> Expression:
-    if value.shape == shape:
-        return value
-    return Reads(shape, (aligned(value, len(shape)),), "copy")
 
 
 def tensors_of(body: Scope) -> list[Value]:

@@ -214,6 +214,7 @@ class Labels:
                 f"{flow.assertions} checks of values in the graph hold: one that fails "
                 "stops the run for all requests"
             )
+        found += [f"every run fails {one}" for one in flow.stops]
         return tuple(found)
 
 

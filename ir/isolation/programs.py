@@ -14,13 +14,14 @@ import onnx
 from planish.ir.errors import PlanishError
 from planish.ir.flow.call import Rule
 from planish.ir.flow.fx import read_program
-from planish.ir.flow.graph import Flow
-from planish.ir.flow.onnx import checked, read_checked
-from planish.ir.flow.polynomial import Count, substitute
+from planish.ir.flow.onnx import checked, input_shapes, read_cases
+from planish.ir.flow.polynomial import substitute
+from planish.ir.flow.vocabulary import Unranked
+from planish.ir.isolation.cases import analyse, analyse_cases
 from planish.ir.isolation.digits import Map
 from planish.ir.isolation.interpret import Interpreter
 from planish.ir.isolation.labels import Labels
-from planish.ir.isolation.verdict import Analysis, Finding, analyse
+from planish.ir.isolation.verdict import Analysis, Finding
 from planish.ir.program import Program
 
 NOT_COVERED = (
@@ -94,15 +95,14 @@ def analyse_onnx(
     """
     sound = checked(model)
 
-    def read(ties: Mapping[str, Count]) -> Flow:
-        flow = read_checked(sound, declared=declared)
-        if not ties:
-            return flow
-        given = ((value.name, value.shape) for value in flow.inputs)
-        shapes = {name: tuple(substitute(one, ties) for one in shape) for name, shape in given}
-        return read_checked(sound, shapes, declared)
-
-    return analyse(read, labels)
+    given = input_shapes(sound)
+    ties = labels.ties(given)
+    shapes = {
+        name: tuple(substitute(one, ties) for one in shape)
+        for name, shape in given.items()
+        if not isinstance(shape, Unranked)
+    }
+    return analyse_cases(read_cases(sound, shapes, declared, labels.shared), labels, ties)
 
 
 def graph_hash(program: Program) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -19,9 +19,6 @@ from planish.ir.isolation.parts import resolve
 from planish.ir.isolation.paths import Paths, Place
 
 Verdict = Literal["isolated", "leaks", "unproven"]
-
-Read = Callable[[Mapping[str, Count]], Flow]
-"""Gives the flow of a model, some of whose symbolic sizes are tied to others."""
 
 
 @dataclass(frozen=True)
@@ -99,34 +96,24 @@ class Analysis:
     output_axes: Mapping[str, int] = field(default_factory=dict)
 
 
-def analyse(read: Read, labels: Labels) -> Analysis:
-    """Whether requests in one batch stay apart.
+def judged(flow: Flow, labels: Labels) -> Analysis:
+    """Whether requests in one batch stay apart in a graph, its sizes of the batch tied.
 
-    Args:
-        read: gives the flow.
-        labels: which rows belong to whom.
-
-    Raises:
-        planish.ir.isolation.labels.BadLabels: if they name what is not there.
+    What the labels themselves assume is not among the assumptions.
     """
-    flow = read({})
-    labels.check([value.name for value in flow.inputs], list(flow.outputs))
-    ties = labels.ties({value.name: value.shape for value in flow.inputs})
-    if any(str(size) != name for name, size in ties.items()):
-        flow = read(ties)
     batch = labels.batch(flow.inputs)
     number = len(flow.nodes)
     flow, assumed = put_back(resolve(flow))
     interpreter = Interpreter({value: labels.of_input(value, batch) for value in flow.inputs})
     interpreter.run(flow)
-    judged = list(_judged(flow, labels, batch, interpreter.dependences))
-    findings = _findings(judged, Paths(flow, interpreter.dependences))
+    outputs = list(_judged(flow, labels, batch, interpreter.dependences))
+    findings = _findings(outputs, Paths(flow, interpreter.dependences))
     return Analysis(
         verdict_of(finding.kind for finding in findings),
-        tuple(OutputVerdict(one.name, one.verdict, one.requests) for one in judged),
+        tuple(OutputVerdict(one.name, one.verdict, one.requests) for one in outputs),
         findings,
         flow.unknown_operators,
-        (*labels.assumptions(flow, batch, ties), *sorted(assumed)),
+        tuple(sorted(assumed)),
         number,
         tuple(
             Given(
@@ -251,7 +238,7 @@ def _findings(judged: list[_Judged], paths: Paths) -> tuple[Finding, ...]:
                 cause.where,
             )
         )
-    return tuple(sorted(found, key=lambda one: (_rank(one.kind), paths.order(one.node))))
+    return tuple(sorted(found, key=lambda one: (weight(one.kind), paths.order(one.node))))
 
 
 def _merge_advice(causes: dict[Cause, list[_Judged]], paths: Paths) -> None:
@@ -269,6 +256,6 @@ def _merge_advice(causes: dict[Cause, list[_Judged]], paths: Paths) -> None:
 _SOFTER: tuple[Kind, ...] = ("unknown", ADVISORY)
 
 
-def _rank(kind: Kind) -> int:
-    """Definite findings come before others."""
+def weight(kind: Kind) -> int:
+    """By which findings are ordered: definite ones come before others."""
     return _SOFTER.index(kind) + 1 if kind in _SOFTER else 0

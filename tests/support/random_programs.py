@@ -23,9 +23,10 @@ from torch.export.graph_signature import (
 )
 
 from planish.ir.flow.fx import read_exported
+from planish.ir.isolation.cases import analyse
 from planish.ir.isolation.labels import Labels
 from planish.ir.isolation.programs import analyse_program
-from planish.ir.isolation.verdict import Analysis, Verdict, analyse
+from planish.ir.isolation.verdict import Analysis, Verdict
 from planish.ir.program import Input, Program
 from planish.ir.sizes import SpecializedSize
 from support.fuzz import Array, NotRun, Result, Spec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planish.ir.flow.call import NotCovered, Result
+from planish.ir.flow.call import NotCovered, Result, Undefined
 from planish.ir.flow.polynomial import quotient
 from planish.ir.flow.vocabulary import Expression, Operand, Reads, Shape, Tag, permuted
 from planish.ir.rules.onnx.call import OnnxCall, named, of_rank
@@ -32,8 +32,10 @@ def layer(
     Inputs 3 to 6 are a bias, lengths, and first states; `layout` 1 puts the batch first.
     """
     call.ignore(*_SETTINGS)
+    if len(value.shape) != 3:
+        raise Undefined(f"a sequence of {len(value.shape)} dimensions, not 3")
     first = bool(call.attribute("layout", 0))
-    value = permuted(of_rank(value, 3), (1, 0, 2)) if first else of_rank(value, 3)
+    value = permuted(value, (1, 0, 2)) if first else value
     hidden = call["hidden_size"] or weights[1].shape[-1]
     both = call.attribute("direction", "forward") == "bidirectional"
     directions = 2 if both else 1

@@ -11,8 +11,9 @@ from torch.export import ExportedProgram
 
 from planish.ir.flow.fx import read_exported
 from planish.ir.flow.memory import Memory
+from planish.ir.isolation.cases import analyse
 from planish.ir.isolation.labels import Labels
-from planish.ir.isolation.verdict import Analysis, analyse
+from planish.ir.isolation.verdict import Analysis
 
 aten: Any = torch.ops.aten
 

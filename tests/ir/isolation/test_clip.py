@@ -6,8 +6,8 @@ from transformers import CLIPConfig, CLIPModel
 
 from planish.ir.capture.functional import functional
 from planish.ir.flow.fx import read_exported
+from planish.ir.isolation.cases import analyse
 from planish.ir.isolation.labels import Labels
-from planish.ir.isolation.verdict import analyse
 
 TOWER = {
     "hidden_size": 16,

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from planish.ir.capture.functional import functional
 from planish.ir.flow.fx import read_exported
+from planish.ir.isolation.cases import analyse
 from planish.ir.isolation.labels import Labels
-from planish.ir.isolation.verdict import Analysis, analyse
+from planish.ir.isolation.verdict import Analysis
 from support import corpus, corpus_experts
 from support.corpus import Model
 

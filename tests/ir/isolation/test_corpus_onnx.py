@@ -11,8 +11,9 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 from planish.ir.flow.graph import Flow
 from planish.ir.flow.onnx import read_model
 from planish.ir.flow.polynomial import Count, substitute
+from planish.ir.isolation.cases import analyse
 from planish.ir.isolation.labels import Labels
-from planish.ir.isolation.verdict import Analysis, analyse
+from planish.ir.isolation.verdict import Analysis
 from support.onnx_corpus import CORPUS, Arrays, Case
 
 RUNNABLE = [name for name, case in CORPUS.items() if case.runs]

@@ -8,8 +8,9 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from planish.ir.flow.fx import read_exported
 from planish.ir.isolation.arranged import COUNTS
+from planish.ir.isolation.cases import analyse
 from planish.ir.isolation.labels import Labels
-from planish.ir.isolation.verdict import Analysis, analyse
+from planish.ir.isolation.verdict import Analysis
 
 AUTO = torch.export.Dim.AUTO
 

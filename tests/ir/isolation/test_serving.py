@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
 from planish.ir.flow.fx import read_exported
+from planish.ir.isolation.cases import analyse
 from planish.ir.isolation.labels import Labels
-from planish.ir.isolation.verdict import Analysis, analyse
+from planish.ir.isolation.verdict import Analysis
 
 BATCH = {0: torch.export.Dim.AUTO}
 PAGES, PAGE, WIDTH = 7, 4, 8

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from planish.ir.flow.fx import read_exported
+from planish.ir.isolation.cases import analyse
 from planish.ir.isolation.labels import BadLabels, Labels, Owners
-from planish.ir.isolation.verdict import Analysis, analyse
+from planish.ir.isolation.verdict import Analysis
 
 X = torch.randn(4, 8)
 AUTO = torch.export.Dim.AUTO
