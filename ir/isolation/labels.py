@@ -132,10 +132,19 @@ class Labels:
         numbers = {size for size in sizes if isinstance(size, int) and size != 1}
         if not names:
             return {}
-        common: Count = (
-            numbers.pop() if len(numbers) == 1 else Polynomial.symbol("B") * self.owners.rows
-        )
-        return dict.fromkeys(names, common)
+        if len(numbers) == 1:
+            return dict.fromkeys(names, numbers.pop())
+        others = {
+            symbol
+            for shape in inputs.values()
+            for size in shape
+            if isinstance(size, Polynomial)
+            for symbol in size.symbols
+        }.difference(names)
+        name = "B"
+        while name in others:  # a file may call another size so
+            name += "_"
+        return dict.fromkeys(names, Polynomial.symbol(name) * self.owners.rows)
 
     def axis(self, name: str, shape: Shape) -> int | None:
         """The batch axis of an input; None if it has too few dimensions."""
@@ -169,13 +178,18 @@ class Labels:
         return Dependence(frozenset(), frozenset({Cause("unknown", value.name, "input", why)}))
 
     def batch(self, inputs: Sequence[Value]) -> Count | None:
-        """The number of rows that most inputs have along their batch axes."""
+        """The number of rows that most inputs have along their batch axes.
+
+        One row counts only if no input has more, or leaves their number open: what has one row
+        then is rather the same for all than the batch is one request.
+        """
         sizes: list[Count] = []
         for value in inputs:
             axis = self.axis(value.name, value.shape)
             if value.name not in self.shared and axis is not None:
                 sizes.append(value.shape[axis])
-        return max(sizes, key=lambda size: (sizes.count(size), str(size)), default=None)
+        several = [size for size in sizes if size != 1] or sizes
+        return max(several, key=lambda size: (several.count(size), str(size)), default=None)
 
     def assumptions(
         self, flow: Flow, batch: Count | None, ties: Mapping[str, Count]
