@@ -2,8 +2,9 @@
 
 The layout is `pack-quantized` of compressed-tensors, which vLLM and transformers load: the weight
 `X.weight` becomes the tensors `X.weight_packed`, `X.weight_scale` and, for asymmetric schemes,
-`X.weight_zero_point`, so writing a checkpoint is writing a program's tensors. In a graph they
-are read through `planish::dequantize`, whose result an ordinary operator consumes.
+`X.weight_zero_point`, so writing a checkpoint is writing a program's tensors. Codes that are
+floating-point numbers (FP8) are stored as such. In a graph the tensors are read through
+`planish::dequantize`, whose result an ordinary operator consumes.
 """
 
 from __future__ import annotations
@@ -23,36 +24,47 @@ from planish.ir.edit import Edit
 WORD = 32
 """Bits of the integers that values are packed into."""
 
+FP8 = torch.float8_e4m3fn
+"""Floating-point codes: 4 bits of exponent, 3 of mantissa, up to 448 (Micikevicius et al., 2022)."""
+
 PER_ROW = -1
 """The group size that stands for one group a row."""
 
 
 @dataclass(frozen=True)
 class QuantScheme:
-    """How the numbers of a tensor are rounded to integers: value = (code - zero point) · scale.
+    """How the numbers of a tensor are rounded to codes: value = (code - zero point) · scale.
 
-    Codes and zero points are signed: from `low` to `high`. A group is a run of neighbours along
-    the last dimension, the input features of a linear layer; it has one scale.
+    Codes are integers, or floating-point numbers of 8 bits (E4M3). Codes and zero points are
+    signed: from `low` to `high`. A group is a run of neighbours along the last dimension, the
+    input features of a linear layer; it has one scale.
 
     Attributes:
-        bits: of one code, 1 to 8.
+        bits: of one code, 1 to 8; 8 if floating.
         group_size: the numbers in a group; None for one group a row (per-channel).
-        symmetric: whether every zero point is 0 and none is stored.
+        symmetric: whether every zero point is 0 and none is stored; true if floating.
+        floating: whether codes are floating-point numbers.
     """
 
     bits: int
     group_size: int | None = None
     symmetric: bool = True
+    floating: bool = False
 
     @property
-    def low(self) -> int:
+    def low(self) -> float:
         """The smallest code."""
-        return -(1 << (self.bits - 1))
+        return -self.high if self.floating else -(1 << (self.bits - 1))
 
     @property
-    def high(self) -> int:
+    def high(self) -> float:
         """The largest code."""
-        return (1 << (self.bits - 1)) - 1
+        return torch.finfo(FP8).max if self.floating else (1 << (self.bits - 1)) - 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What codes are before they are packed."""
+        return FP8 if self.floating else torch.int8
 
     def groups(self, width: int) -> int:
         """How many groups a row of `width` numbers has; the group size must divide the width."""
@@ -74,11 +86,19 @@ class QuantScheme:
         codes = grouped / scale.unsqueeze(-1)
         if zero_point is not None:
             codes += zero_point.unsqueeze(-1)
+        return self.rounded_(codes)
+
+    def rounded_(self, codes: Tensor) -> Tensor:
+        """Round numbers to the nearest codes, in place; they stay in floating point."""
+        if self.floating:
+            return codes.copy_(codes.clamp_(self.low, self.high).to(FP8))
         return codes.round_().clamp_(self.low, self.high)
 
     def __str__(self) -> str:
         """The scheme in words: `int4 symmetric, groups of 64`."""
         extent = "per channel" if self.group_size is None else f"groups of {self.group_size}"
+        if self.floating:
+            return f"fp8 (E4M3), {extent}"
         return f"int{self.bits} {'symmetric' if self.symmetric else 'asymmetric'}, {extent}"
 
 
@@ -132,7 +152,8 @@ def _dequantize(
     shape: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    codes = unpack(packed, bits, shape[-1]).to(scale.dtype)
+    stored = packed if packed.is_floating_point() else unpack(packed, bits, shape[-1])
+    codes = stored.to(scale.dtype)
     grouped: Tensor = codes.unflatten(-1, (scale.shape[-1], -1))
     if zero_point is not None:
         zeros = unpack(zero_point.transpose(-1, -2), bits, shape[-2]).transpose(-1, -2)
@@ -161,7 +182,7 @@ _LIBRARY.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
 torch.library.register_fake("planish::dequantize", _dequantize_fake, lib=_LIBRARY)
 
 dequantize = torch.ops.planish.dequantize.default
-"""`dequantize(packed i32 [..., N, W], scale [..., N, G], zero_point i32 [..., Z, G]?, bits,
+"""`dequantize(packed i32 [..., N, W] or f8 [..., N, K], scale [..., N, G], zero_point i32 [..., Z, G]?, bits,
 group_size, shape [..., N, K], dtype)`: (code - zero point) · scale, computed in the scale's dtype
 as compressed-tensors does, then cast. Zero points are packed along the rows. A `group_size` of
 `PER_ROW` means one group a row."""
@@ -175,7 +196,7 @@ class QuantizedTensor:
         scheme: how it was rounded.
         shape: of the tensor it stands for, [..., N, K].
         dtype: of the tensor it stands for.
-        packed: codes, int32 [..., N, ⌈K · bits / 32⌉].
+        packed: codes, int32 [..., N, ⌈K · bits / 32⌉]; float8_e4m3fn [..., N, K] if floating.
         scale: [..., N, G].
         zero_point: int32 [..., ⌈N · bits / 32⌉, G] for asymmetric schemes, packed along the rows.
     """
@@ -196,11 +217,11 @@ class QuantizedTensor:
         scale: Tensor,
         zero_point: Tensor | None = None,
     ) -> QuantizedTensor:
-        """Pack codes int8 [..., N, K] and, if there are any, zero points int8 [..., N, G]."""
+        """Pack codes [..., N, K] and, if there are any, zero points int8 [..., N, G]."""
         zeros = None
         if zero_point is not None:
             zeros = pack(zero_point.transpose(-1, -2), scheme.bits).transpose(-1, -2).contiguous()
-        packed = pack(codes, scheme.bits)
+        packed = codes if scheme.floating else pack(codes, scheme.bits)
         return cls(scheme, tuple(codes.shape), dtype, packed, scale, zeros)
 
     @property
@@ -247,6 +268,7 @@ class QuantizedTensor:
             bits=bits,  # type: ignore[arg-type]
             group_size=None if group_size == PER_ROW else group_size,  # type: ignore[arg-type]
             symmetric=zero_point is None,
+            floating=tensors[str(packed.target)].is_floating_point(),  # type: ignore[union-attr]
         )
         name = str(packed.target).removesuffix("_packed")  # type: ignore[union-attr]
         return name, QuantizedTensor(scheme, tuple(shape), dtype, *stored)  # type: ignore[arg-type]

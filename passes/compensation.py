@@ -77,7 +77,7 @@ class Rounding:
         scheme: of the codes.
         scale: as stored, float32 [N, G].
         zeros: zero points, float32 [N, G].
-        codes: whole numbers, float32 [N, K].
+        codes: float32 [N, K].
     """
 
     matrix: Tensor
@@ -113,7 +113,7 @@ def compensated(
         errors = torch.empty_like(columns[start:stop])
         for k in range(start, stop):
             code = (columns[k] / scales[k]).add_(zero_points[k])
-            codes[k] = code.round_().clamp_(scheme.low, scheme.high)
+            codes[k] = scheme.rounded_(code)
             wrong = columns[k] - (codes[k] - zero_points[k]) * scales[k]
             errors[k - start] = wrong / upper[k, k]
             columns[k + 1 : stop].addr_(upper[k, k + 1 : stop], errors[k - start], alpha=-1)
@@ -134,7 +134,7 @@ def revisited(rounding: Rounding, curvature: Curvature) -> Rounding:
         moved = torch.empty_like(pull[start:stop])
         for k in range(start, stop):
             wanted = pull[k] / (moments[k, k] * scales[k])
-            code = wanted.add_(codes[k]).round_().clamp_(scheme.low, scheme.high)
+            code = scheme.rounded_(wanted.add_(codes[k]))
             moved[k - start] = (code - codes[k]) * scales[k]
             codes[k] = code
             pull[k + 1 : stop].addr_(moments[k, k + 1 : stop], moved[k - start], alpha=-1)

@@ -26,7 +26,7 @@ from planish.passes.sequential import second_moments, walk
 
 @dataclass(frozen=True, config=OPTIONS)
 class Gptq(QuantizeWeights):
-    """Store the weights of linear layers as 4- or 8-bit integers that calibration chose (GPTQ).
+    """Store the weights of linear layers in codes of few bits that calibration chose (GPTQ).
 
     Layers are rounded in the order of the model; each sees what the ones before it give once
     rounded. Within a layer, columns are rounded one by one, and what each gets wrong is made up
@@ -101,7 +101,7 @@ class Gptq(QuantizeWeights):
         stored = None if self.scheme.symmetric else rounding.zeros.to(torch.int8)
         parts = [len(one) for one in matrices]
         zeros = [None] * len(parts) if stored is None else stored.split(parts)
-        codes = rounding.codes.to(torch.int8).split(parts)
+        codes = rounding.codes.to(self.scheme.dtype).split(parts)
         scales = rounding.scale.to(dtype).split(parts)
         return [
             _judged(QuantizedTensor.from_codes(self.scheme, dtype, *each), matrix, moments)

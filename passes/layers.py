@@ -7,8 +7,10 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor, fx
 
 from planish.ir.program import Program
@@ -146,6 +148,16 @@ def check_pattern(pattern: str) -> None:
         re.compile(pattern.removeprefix("re:") if pattern.startswith("re:") else "")
     except re.error as error:
         raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+
+
+def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in patterns:
+        check_pattern(pattern)
+    return patterns
+
+
+Patterns = Annotated[tuple[str, ...], AfterValidator(_checked)]
+"""An option that names layers: each a name, a glob, or a regular expression after `re:`."""
 
 
 def unmatched(patterns: Iterable[str], layers: Sequence[Layer]) -> str | None:

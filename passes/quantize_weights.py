@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from planish.ir.program import Program
@@ -41,7 +41,7 @@ class Rounded(NamedTuple):
 
 @dataclass(frozen=True, config=OPTIONS)
 class QuantizeWeights(Pass):
-    """Store the weights of linear layers as 4- or 8-bit integers, each group with its own scale.
+    """Store the weights of linear layers in 2, 3, 4 or 8 bits, each group with its own scale.
 
     Codes are the nearest ones; the scale of each group is searched for (see
     `planish.passes.rounding`). No calibration samples are needed. The products stay in floating
@@ -57,7 +57,7 @@ class QuantizeWeights(Pass):
 
     # Descriptions are not docstrings here, since passes that inherit options keep only these.
     bits: Annotated[
-        Literal[8, 4],
+        Literal[8, 4, 3, 2],
         Field(description="Bits of a stored number."),
     ]
     group_size: Annotated[
@@ -75,6 +75,13 @@ class QuantizeWeights(Pass):
             "stores a zero point, which follows skewed weights better."
         ),
     ] = True
+    type: Annotated[
+        Literal["int", "float"],
+        Field(
+            description="Whether codes are integers or floating-point numbers: 8 bits and "
+            "symmetric, as E4M3 (FP8)."
+        ),
+    ] = "int"
     targets: Annotated[
         tuple[str, ...],
         Field(
@@ -113,10 +120,18 @@ class QuantizeWeights(Pass):
             check_pattern(pattern)
         return patterns
 
+    @field_validator("type")
+    @classmethod
+    def _has_such_floats(cls, value: str, info: ValidationInfo) -> str:
+        given = info.data
+        if value == "float" and (given.get("bits") != 8 or not given.get("symmetric")):
+            raise ValueError("floating-point codes have 8 bits and are symmetric (FP8, E4M3).")
+        return value
+
     @property
     def scheme(self) -> QuantScheme:
         """How each weight is rounded."""
-        return QuantScheme(self.bits, self.group_size, self.symmetric)
+        return QuantScheme(self.bits, self.group_size, self.symmetric, self.type == "float")
 
     def __call__(self, program: Program) -> Program:
         """Quantize every chosen weight.
@@ -169,28 +184,33 @@ class QuantizeWeights(Pass):
             raise NotApplicable(
                 f"{self.called}: ignore leaves none of the layers that targets name in {model}."
             )
-        self._check_widths(chosen)
+        check_widths(self.called, self.group_size, chosen)
         return chosen
 
-    def _check_widths(self, layers: list[Layer]) -> None:
-        size = self.group_size
-        if size is None:
-            return
-        wrong = [layer for layer in layers if layer.width % size]
-        if not wrong:
-            return
-        widths = sorted({layer.width for layer in wrong})
-        fitting = [other for other in GROUP_SIZES if not any(width % other for width in widths)]
-        remedy = (
-            f"group_size: {min(fitting, key=lambda other: abs(other - size))} does"
-            if fitting
-            else "no size on offer does; group_size: null (per channel) fits any width"
-        )
-        raise NotApplicable(
-            f"{self.called}: a group size of {size} does not divide the input "
-            f"features of {_listed([layer.names[0] for layer in wrong])} "
-            f"({_listed(widths)}); {remedy}. Or name these layers under ignore."
-        )
+
+def check_widths(called: str, size: int | None, layers: Sequence[Layer]) -> None:
+    """Refuse a group size that does not divide every width.
+
+    Raises:
+        NotApplicable: naming the pass, layers that it does not fit, and a size that does.
+    """
+    if size is None:
+        return
+    wrong = [layer for layer in layers if layer.width % size]
+    if not wrong:
+        return
+    widths = sorted({layer.width for layer in wrong})
+    fitting = [other for other in GROUP_SIZES if not any(width % other for width in widths)]
+    remedy = (
+        f"group_size: {min(fitting, key=lambda other: abs(other - size))} does"
+        if fitting
+        else "no size on offer does; group_size: null (per channel) fits any width"
+    )
+    raise NotApplicable(
+        f"{called}: a group size of {size} does not divide the input "
+        f"features of {_listed([layer.names[0] for layer in wrong])} "
+        f"({_listed(widths)}); {remedy}. Or name these layers under ignore."
+    )
 
 
 def _left_alone(layer: Layer, asked: set[str]) -> str:

@@ -23,9 +23,9 @@ def round_to_nearest(
 ) -> tuple[QuantizedTensor, float]:
     """Round a matrix [N, K].
 
-    The plain scale fits the range of a group to that of the codes. A symmetric range reaches one
-    step further down than up, so the scale takes the sign that puts the largest number there (as
-    llama.cpp's Q4_0 does): scales may be negative. The search tries each of `FACTORS` and keeps
+    The plain scale fits the range of a group to that of the codes. A symmetric range of integers
+    reaches one step further down than up, so the scale takes the sign that puts the largest number
+    there (as llama.cpp's Q4_0 does): scales may be negative. The search tries each of `FACTORS` and keeps
     the one with the least squared error, each number's weighted by its size: large weights carry
     more of a layer's output. Smaller factors clip the largest numbers and round the others finer.
 
@@ -50,11 +50,11 @@ def round_to_nearest(
 def _round(
     rows: Tensor, scheme: QuantScheme, factors: tuple[float, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes int8 [N, K], scales [N, G] in the dtype of the rows, zero points int8 [N, G]."""
+    """Codes [N, K], scales [N, G] in the dtype of the rows, zero points int8 [N, G]."""
     groups = scheme.grouped(rows.float())
     scale, zero_point = parameters(groups, groups.abs(), scheme, factors, rows.dtype)
     codes = scheme.nearest(groups, scale, zero_point)
-    return codes.to(torch.int8).flatten(-2), scale.to(rows.dtype), zero_point.to(torch.int8)
+    return codes.to(scheme.dtype).flatten(-2), scale.to(rows.dtype), zero_point.to(torch.int8)
 
 
 def parameters(
@@ -87,6 +87,9 @@ def _parameters(
     least: Tensor, largest: Tensor, scheme: QuantScheme, factor: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Scales, as they are stored in `dtype`, and zero points for groups of these ranges."""
+    if scheme.floating:
+        scale = _storable(torch.maximum(largest, -least) * (factor / scheme.high), dtype)
+        return scale, torch.zeros_like(scale)
     if scheme.symmetric:
         farthest = torch.where(largest > -least, largest, least)
         scale = _storable(farthest * (factor / scheme.low), dtype)

@@ -83,7 +83,7 @@ def test_each_linear_reads_its_packed_weight() -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", [32, 64, None])
-@pytest.mark.parametrize(("bits", "bound"), [(8, 0.01), (4, 0.13)])
+@pytest.mark.parametrize(("bits", "bound"), [(8, 0.01), (4, 0.13), (3, 0.27), (2, 0.65)])
 def test_weights_are_off_by_rounding(
     bits: int, bound: float, group_size: int | None, symmetric: bool
 ) -> None:
@@ -97,6 +97,24 @@ def test_weights_are_off_by_rounding(
     assert step.error is not None
     assert 0 < step.error < 2 * bound
     assert after.nbytes < before.nbytes
+
+
+@pytest.mark.parametrize("group_size", [32, None])
+def test_weights_become_8_bit_floats(group_size: int | None) -> None:
+    before = pair(64)
+    after = quantizer(bits=8, group_size=group_size, type="float")(before)
+    for node in after.nodes(dequantize):
+        name, weight = QuantizedTensor.read_by(node, after.tensors)
+        assert weight.scheme == QuantScheme(8, group_size, floating=True)
+        assert weight.packed.dtype == torch.float8_e4m3fn
+        assert 0.005 < relative_error(weight.dequantize(), before.tensors[name]) < 0.03
+    assert "fp8 (E4M3)" in after.changes[0].what
+
+
+@pytest.mark.parametrize("options", [{"bits": 4}, {"bits": 8, "symmetric": False}])
+def test_only_8_bits_can_be_floats(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="have 8 bits and are symmetric"):
+        quantizer(type="float", **options)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.integrations import moe
 
-from planish.ir import quant
+from planish.ir import activations, quant
 from support.refute import Sample
 from support.tensors import b, f
 
@@ -125,11 +125,19 @@ PLANISH: dict[str, list[tuple[Any, ...]]] = {
     ],
     "rms_norm": [(f(3, 3), f(3), 1e-5), (f(2, 3, 4), None, 1e-5)],
     "gated": [(f(3, 3), f(3, 3), "silu")],
+    "fake_quantize": [
+        (f(3, 4), None, torch.int8, True),
+        (f(2, 3, 4), None, torch.float8_e4m3fn, True),
+        (f(3, 4), torch.tensor(0.02), torch.int8, False),
+        (f(3, 4), torch.tensor(0.02), torch.float8_e4m3fn, False),
+        (f(3, 4), None, torch.int8, False),
+    ],
     "selective_scan": [(*_SCAN, f(4), f(2, 4, 2, 3)), (*_SCAN, None, f(2, 4, 2, 3))],
 }
 
 
-assert moe  # registers the product of groups of transformers
+REGISTERS = (activations, moe, quant)
+"""Modules that register operators when they are imported."""
 
 ROWS_OF_GROUPS = f(8, 16), f(2, 16, 16), torch.tensor([3, 8], dtype=torch.int32)
 
@@ -138,7 +146,6 @@ def _quantized() -> Sample:
     """Any codes will do: shapes alone matter."""
     packed = torch.randint(0, 255, (4, 16), dtype=torch.uint8)
     name = "planish.dequantize"
-    assert quant
     return Sample(name, (packed, f(4, 1), None, 4, 32, [4, 32], torch.float32))
 
 

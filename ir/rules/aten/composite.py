@@ -15,6 +15,7 @@ from planish.ir.flow.vocabulary import (
     along,
     inserted,
     pointwise,
+    reduction,
 )
 
 
@@ -126,10 +127,24 @@ def dequantize(call: Call) -> Expression:
     return Reads(call.shape, tuple(Operand(one, _whole(one)) for one in values), "statistic")
 
 
+def fake_quantize(call: Call) -> Expression:
+    """`planish::fake_quantize(x, scale, dtype, per_token)`: by a given scale, or that of a row."""
+    value, scale = call["x"], call["scale"]
+    per_token = call["per_token"]
+    call["dtype"]
+    if scale is None:
+        dims = range(len(value.shape))
+        size = pointwise("nonlinear", value)
+        scale = reduction("extreme", size, dims[-1:] if per_token else dims, keep=True)
+    rounded = pointwise("nonlinear", pointwise("ratio", value, scale, shape=value.shape))
+    return pointwise("hadamard", rounded, scale, shape=value.shape)
+
+
 RULES: dict[str, Rule] = {
     "planish.rotary": rotary,
     "planish.rms_norm": planish_rms_norm,
     "planish.gated": gated,
     "planish.selective_scan": selective_scan,
     "planish.dequantize": dequantize,
+    "planish.fake_quantize": fake_quantize,
 }
