@@ -9,7 +9,7 @@ import onnx
 from onnx import helper
 
 from planish.ir.flow.polynomial import Count
-from support.random_onnx import Builder, Held, Misfit, Move, has_batch, is_float
+from support.random_onnx import B, Builder, Held, Misfit, Move, T, has_batch, is_float
 from support.random_onnx_lookups import LOOKUPS
 from support.random_onnx_moves import PLACES
 from support.random_onnx_sums import SUMS
@@ -34,6 +34,62 @@ def _whole(b: Builder, x: Held) -> Held:
     return b.call("ReduceMax", x, dims=(), keepdims=0)
 
 
+def _public(b: Builder) -> Held:
+    """A truth value that sizes decide, or a number that all requests share."""
+    shared = [one for one in b.values if one.dims == (T, 4) and one.name.startswith("x")]
+    if shared and b.chance.random() < 0.5:
+        row = b.call("Gather", shared[0], b.constant(0, np.int64), dims=(4,), axis=0)
+        number = b.call("Gather", row, b.constant(1, np.int64), dims=(), axis=0)
+        return b.call("Greater", number, b.constant(0.0), dims=(), dtype="bool")
+    size = b.call("Squeeze", b.size(b.chance.choice([B, T, T])), dims=(), dtype="int")
+    if b.chance.random() < 0.3:
+        size = b.call("Add", size, b.constant(1, np.int64), dims=(), dtype="int")
+    operator = b.chance.choice(["Equal", "Equal", "Greater", "Less"])
+    wanted = b.constant(b.chance.choice([1, 2, 3, 4, 5, 6]), np.int64)
+    decided = b.call(operator, size, wanted, dims=(), dtype="bool")
+    if b.chance.random() < 0.3:
+        decided = b.call("Not", decided, dims=(), dtype="bool")
+    return decided
+
+
+def _other_rank(b: Builder, x: Held) -> Held:
+    """The elements under a shape of another rank; the batch goes on first, or is folded."""
+    parts = [[size] for size in x.dims]
+    if len(parts) > 1 and b.chance.random() < 0.5:
+        return b.reshape(x, [[*parts[0], *parts[1]], *parts[2:]])
+    return b.reshape(x, [*parts, [1]] if b.chance.random() < 0.5 else [[1], *parts])
+
+
+def ranks(b: Builder, x: Held) -> Held:
+    """One of two graphs of other ranks, and back to one, perhaps by another branch.
+
+    Exporters write so what squeezes a dimension if it is 1.
+    """
+    x = b.fit(x, bool)
+    condition = _public(b)
+    other = b.chance.randrange(2)
+    bodies = []
+    for way in range(2):
+        inner = b.inner([])
+        made = inner.moved(inner.call("Identity", x, dims=x.dims), INNER, 2)
+        made = _other_rank(inner, made) if way == other else made
+        bodies.append((inner, made))
+    graphs = [inner.graph([], [made]) for inner, made in bodies]
+    shapes = [made.dims for _, made in bodies]
+    chosen = b.call("If", condition, dims=(), then_branch=graphs[0], else_branch=graphs[1])
+    chosen = b.call(b.chance.choice(["Neg", "Relu", "Abs"]), chosen, dims=())
+    if b.chance.random() < 0.5:
+        return b.reshape(Held(chosen.name, x.dims), [[size] for size in x.dims])
+    back = []
+    for way in range(2):
+        inner = b.inner([])
+        held = inner.call("Identity", chosen, dims=shapes[way])
+        if way == other:
+            held = inner.reshape(held, [[size] for size in x.dims])
+        back.append(inner.graph([], [inner.moved(held, INNER, 1)]))
+    return b.call("If", condition, dims=x.dims, then_branch=back[0], else_branch=back[1])
+
+
 def branch(b: Builder, x: Held) -> Held:
     """One of two graphs, which read what lies around them."""
     graphs = []
@@ -41,7 +97,7 @@ def branch(b: Builder, x: Held) -> Held:
     for _ in range(2):
         inner = b.inner([])
         start = inner.call("Identity", x, dims=x.dims)
-        graphs.append(inner.graph([], [inner.moved(start, INNER, 2)]))
+        graphs.append(inner.graph([], [inner.moved(start, [*INNER, ranks], 2)]))
     return b.call("If", condition, dims=x.dims, then_branch=graphs[0], else_branch=graphs[1])
 
 
@@ -59,7 +115,7 @@ def loop(b: Builder, x: Held) -> Held:
         more = b.call("Greater", _whole(b, x), b.constant(0.5), dims=(), dtype="bool")
         trips = b.call("Cast", more, dims=(), dtype="int", to=7)
     inner = b.inner([number, go, carried])
-    after = inner.moved(inner.call("Identity", carried, dims=x.dims), INNER, 2)
+    after = inner.moved(inner.call("Identity", carried, dims=x.dims), [*INNER, ranks], 2)
     on = inner.call("Identity", go, dims=(), dtype="bool")
     if not b.careful and b.chance.random() < 0.3:
         on = inner.call("Less", _whole(inner, after), inner.constant(5.0), dims=(), dtype="bool")
@@ -131,4 +187,4 @@ def opsets(version: int) -> dict[str, int]:
     return {"": version, "com.microsoft": 1, "ai.onnx.ml": 3, OWN: 1}
 
 
-NESTED: list[Move] = [branch, loop, scan, function]
+NESTED: list[Move] = [branch, ranks, loop, scan, function]
