@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from pydantic import AfterValidator
 from torch import Tensor, fx
 
 from planish.ir.program import Program
+from planish.ir.quant import dequantize
 
 aten = torch.ops.aten
 
@@ -70,22 +71,35 @@ class Layer:
         return any(matches(pattern, name) for pattern in patterns for name in self.names)
 
 
-def layers_of(graph: fx.Graph, program: Program) -> list[Layer]:
-    """The layers of a program, or of an edited copy of its graph, in the order of the graph."""
+def layers_of(graph: fx.Graph, program: Program, *, packed: bool = False) -> list[Layer]:
+    """The layers of a program, or of an edited copy of its graph, in the order of the graph.
+
+    Args:
+        graph: of the program, or a copy.
+        program: whose layers they are.
+        packed: whether to list layers whose weights are quantized too.
+    """
     roles = _special_roles(graph, program.outputs)
     tied: dict[str, list[str]] = {}
     for other, name in program.aliases.items():
         tied.setdefault(name, []).append(other)
     layers = []
-    for read in graph.find_nodes(op="get_attr"):
-        turned = [user for user in read.users if user.target in _TURNS]
-        node = turned[0] if len(read.users) == len(turned) == 1 else read
+    for name, node in _weights(graph, packed):
         found = [_role(user, node, roles) for user in node.users]
         if found and None not in found:
-            name = str(read.target)
             called = frozenset(role for role in found if role is not None)
             layers.append(Layer(name, _names([name, *tied.get(name, [])], called), node, called))
     return layers
+
+
+def _weights(graph: fx.Graph, packed: bool) -> Iterator[tuple[str, fx.Node]]:
+    """What may be a weight, by name: tensors, turned or not, and if asked for quantized ones."""
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            turned = [user for user in node.users if user.target in _TURNS]
+            yield str(node.target), turned[0] if len(node.users) == len(turned) == 1 else node
+        elif packed and node.target is dequantize:
+            yield str(node.args[0].target).removesuffix("_packed"), node
 
 
 def _role(user: fx.Node, weight: fx.Node, special: Mapping[fx.Node, str]) -> str | None:

@@ -25,9 +25,10 @@ def round_to_nearest(
 
     The plain scale fits the range of a group to that of the codes. A symmetric range of integers
     reaches one step further down than up, so the scale takes the sign that puts the largest number
-    there (as llama.cpp's Q4_0 does): scales may be negative. The search tries each of `FACTORS` and keeps
-    the one with the least squared error, each number's weighted by its size: large weights carry
-    more of a layer's output. Smaller factors clip the largest numbers and round the others finer.
+    there (as llama.cpp's Q4_0 does): scales may be negative. The search tries each of `FACTORS` and
+    keeps the one with the least squared error, each number's weighted by its size: large weights
+    carry more of a layer's output. Smaller factors clip the largest numbers and round the others
+    finer.
 
     Returns:
         The rounded matrix, and the relative error of what it stands for: ‖Ŵ - W‖ / ‖W‖; NaN for

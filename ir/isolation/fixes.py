@@ -18,6 +18,10 @@ _BY_OPERATOR = (
         "that Planish converts",
     ),
     (
+        ("fake_quantize",),
+        "give each token its own scale (`granularity: token`), or store one (`dynamic: false`)",
+    ),
+    (
         ("batch_norm", "BatchNormalization"),
         "put the model into evaluation mode, so that running statistics are used: "
         "`model.eval()` before the export, `planish audit --fix OUT.onnx`, or the pass `isolate`",

@@ -1,0 +1,134 @@
+"""Rounding what linear layers read: each token to a scale of its own, or all to a stored one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor, fx
+
+from planish.ir.activations import FP8, INT8, ActivationScheme, fake_quantize, reach
+from planish.ir.program import Program
+from planish.passes.contract import OPTIONS, Contract, NotApplicable, Pass
+from planish.passes.layers import LINEAR, Layer, Patterns, layers_of, unmatched
+from planish.passes.sequential import walk
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class QuantizeActivations(Pass):
+    """Round what linear layers read to 8 bits, so that integer or FP8 kernels can multiply it.
+
+    Meant for layers whose weights have been quantized, per channel where the target's kernels
+    are to be used. Scales are symmetric. By default each token has its own, found in every run:
+    no calibration is needed, and requests in one batch stay apart.
+    """
+
+    contract: ClassVar[Contract] = Contract(numerics="lossy", isolation="may break")
+
+    type: Literal["int", "float"] = "int"
+    """Whether codes are integers (int8) or floating-point numbers (FP8, E4M3)."""
+
+    dynamic: bool = True
+    """Whether scales are found in every run. Otherwise calibration samples fix one scale for each
+    value, and what is larger than all of them is clipped."""
+
+    granularity: Literal["token", "tensor"] = "token"
+    """What shares a scale: the values of one token, or the whole tensor. Dynamic scales of whole
+    tensors let requests in one batch change each other's answers, which `isolation: enforce`
+    refuses. Static scales are always of the whole tensor."""
+
+    targets: Patterns = ("Linear",)
+    """Which layers: "Linear" for all linear layers, names, globs, or patterns after "re:"."""
+
+    ignore: Patterns = ()
+    """Which of these to leave alone."""
+
+    @property
+    def scheme(self) -> ActivationScheme:
+        """How each value is rounded."""
+        dtype = INT8 if self.type == "int" else FP8
+        return ActivationScheme(dtype, self.dynamic, self.dynamic and self.granularity == "token")
+
+    def __call__(self, program: Program) -> Program:
+        """Round what each chosen layer reads; layers that read one value read one rounding of it.
+
+        Raises:
+            NotApplicable: if there is no linear layer, a pattern matches nothing, what a layer
+                reads is rounded already, or static scales are asked for without samples.
+        """
+        with program.edit() as edit:
+            read_by = self._chosen(layers_of(edit.graph, program, packed=True), program)
+            stored = {} if self.dynamic else self._calibrated(program, read_by)
+            groups: dict[Any, list[fx.Node]] = {}
+            for reader in read_by:
+                groups.setdefault(reader.args[0], []).append(reader)
+            for source, readers in groups.items():
+                names = [read_by[reader].names[0] for reader in readers]
+                scale = (
+                    edit.read(f"{names[0]}.input_scale", stored[str(source)], before=readers[0])
+                    if stored
+                    else None
+                )
+                given = scale, self.scheme.dtype, self.scheme.per_token
+                rounded = edit.call(fake_quantize, source, *given, before=readers[0])
+                for reader in readers:
+                    reader.update_arg(0, rounded)
+                edit.record(source, f"{', '.join(names)}: {self.scheme}")
+        return edit.program
+
+    def _chosen(self, layers: Sequence[Layer], program: Program) -> dict[fx.Node, Layer]:
+        """The products of the chosen layers, in the order of the graph."""
+        called = "quantize_activations"
+        if not any(LINEAR in layer.roles for layer in layers):
+            raise NotApplicable(f"{called}: {program.source.name} has no linear layer.")
+        if problem := unmatched((*self.targets, *self.ignore), layers):
+            raise NotApplicable(f"{called}: {problem}")
+        chosen = {
+            reader: layer
+            for layer in layers
+            if layer.roles == {LINEAR}
+            and layer.matches(self.targets)
+            and not layer.matches(self.ignore)
+            for reader in layer.node.users
+        }
+        if not chosen:
+            raise NotApplicable(
+                f"{called}: targets and ignore leave no linear layer of {program.source.name}; "
+                "language-model heads, routers and embeddings are not for this pass."
+            )
+        for reader, layer in chosen.items():
+            if reader.args[0].target is fake_quantize:  # type: ignore[union-attr]
+                raise NotApplicable(
+                    f"{called}: what {layer.names[0]} reads is rounded already; name it under "
+                    "ignore."
+                )
+        return chosen
+
+    def _calibrated(self, program: Program, read_by: Mapping[fx.Node, Layer]) -> dict[str, Tensor]:
+        """The scale of what each product reads, by that value's name."""
+        names = {reader.name for reader in read_by}
+        samples = program.calibration or program.samples
+        if not samples:
+            raise NotApplicable(
+                "quantize_activations: static scales need calibration samples; pass "
+                "--samples FILE or samples=, or leave dynamic at true."
+            )
+        products = [node for node in program.graph.nodes if node.name in names]
+        found: dict[str, Tensor] = {}
+
+        def visit(group: list[fx.Node], inputs: list[Tensor]) -> Mapping[fx.Node, Tensor]:
+            source = str(group[0].args[0])
+            largest = torch.stack([x.abs().amax() for x in inputs]).amax().float()
+            if not bool(torch.isfinite(largest)):
+                raise NotApplicable(
+                    f"quantize_activations: {source} is not finite on the calibration samples, "
+                    "so it has no static scale; leave dynamic at true or mend the samples."
+                )
+            scale = largest / reach(self.scheme.dtype)
+            found[source] = scale if scale > 0 else torch.ones(())
+            return {}
+
+        walk(program, samples, products, visit)
+        return found
