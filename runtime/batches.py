@@ -17,7 +17,7 @@ from planish.runtime.witness import Feeds
 REQUESTS = 3
 """Requests in the batches that are made."""
 
-LENGTHS = (6, 4, 8, 16)
+LENGTHS = (6, 4, 8, 16, 256)
 """Sizes for all other dimensions that are symbols, tried until the model runs."""
 
 

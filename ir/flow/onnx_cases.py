@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from planish.ir.flow.known import Known, Numbers
 from planish.ir.flow.polynomial import Count, Polynomial, substitute
-from planish.ir.flow.vocabulary import Expression, Reads, Shape, aligned
+from planish.ir.flow.vocabulary import Expression, Reads, Shape, Value, aligned
 from planish.ir.rules.onnx.sizes import by_data, least
 
 MOST = 16
@@ -50,7 +50,7 @@ class Formula:
         operator: its last one, None for a number, a truth value or an input.
         arguments: of that.
         number: the one number that it is, perhaps of symbols.
-        name: of the input that it is.
+        name: of the input, or of the stored numbers, that it is.
     """
 
     text: str
@@ -88,6 +88,14 @@ def of_known(known: Known | None) -> Formula | None:
     listed = ", ".join(map(str, elements))
     text = listed if known.array.ndim == 0 else f"[{listed}]{list(known.array.shape)}"
     return Formula(text, number=None if isinstance(one, bool) else one)
+
+
+def of_floats(elements: tuple[float, ...], stored: Value) -> Formula | None:
+    """A few stored numbers that are no integers."""
+    if len(elements) > _LISTED:
+        return None
+    listed = ", ".join(map(repr, elements))
+    return Formula(f"[{listed}]{list(stored.shape)} {stored.dtype}", name=listed)
 
 
 def of_call(

@@ -14,7 +14,7 @@ from planish.ir.errors import PlanishError
 from planish.ir.flow.call import Rule
 from planish.ir.flow.graph import Node
 from planish.ir.flow.known import Known, Numbers
-from planish.ir.flow.onnx_cases import PURE, Case, Formula, of_call, of_known
+from planish.ir.flow.onnx_cases import PURE, Case, Formula, of_call, of_floats, of_known
 from planish.ir.flow.polynomial import Count, Polynomial
 from planish.ir.flow.vocabulary import Expression, Shape, Unranked, Value
 
@@ -82,6 +82,8 @@ class Context:
         """How a value follows from sizes and shared inputs; None if data may decide it."""
         if not isinstance(one, Value):
             return None
+        if one in self.floats:
+            return of_floats(self.floats[one], one)
         return self.formulas.get(one) or of_known(self.known.get(one))
 
     def explain(
