@@ -48,12 +48,12 @@ class ActivationScheme:
 
 
 def reach(dtype: torch.dtype) -> float:
-    """The code that the largest magnitude becomes before rounding.
+    """The code that the largest magnitude becomes: 127 for int8, 448 for E4M3.
 
-    127.5 for int8, so that the range is divided into 255 equal steps, as compressed-tensors does
-    (`calculate_qparams`).
+    127 as in vLLM's kernels. With 127.5, which compressed-tensors divides by, the largest number
+    of every row would lie halfway between two codes, and kernels would differ by a step there.
     """
-    return 127.5 if dtype == INT8 else float(torch.finfo(dtype).max)
+    return 127.0 if dtype == INT8 else float(torch.finfo(dtype).max)
 
 
 def scales(x: Tensor, dtype: torch.dtype, *, per_token: bool) -> Tensor:

@@ -90,6 +90,9 @@ def _start(model: Path, provider: Provider, threads: int | None, libraries: Sequ
     # rounds activations to 8 bits: not what the file says. At 1 they stay float32. Files that name
     # MatMulNBits themselves keep their own level.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    # Without VNNI, x86's fast kernel for uint8 times int8 saturates sums of two products; this
+    # takes one that does not. Elsewhere it changes nothing.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from planish.lowering.onnx import merged, quantized
+from planish.lowering.onnx import integer, merged, quantized
 from planish.lowering.onnx.builder import Builder, Emitter, Number
 
 aten = torch.ops.aten
@@ -23,6 +23,9 @@ def linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> 
 
 
 def _linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+    by_integers = integer.linear(b, bias)
+    if by_integers is not None:
+        return by_integers
     packed = quantized.blocks(b, b.node.args[1], quantized.KERNEL)
     if packed is not None:
         return merged.linear(b, x, packed, bias)

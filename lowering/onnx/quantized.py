@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnx_ir.tensor_adapters import TorchTensor
+from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype
 from torch import Tensor, fx
 from torch.nn import functional
 
@@ -75,7 +75,8 @@ def blocks(b: Builder, argument: Any, kernel: str) -> Blocks | None:
         return None
     name, weight = QuantizedTensor.read_by(argument, b.program.tensors)
     size = _block_size(weight)
-    if kernel not in b.target.contrib or len(weight.shape) != 2 or size is None:
+    fits = len(weight.shape) == 2 and size is not None and not weight.scheme.floating
+    if kernel not in b.target.contrib or not fits or size is None:
         return None
     rows, columns = weight.shape
     bits, count = STORED_BITS[weight.scheme.bits], -(-columns // size)
@@ -83,19 +84,19 @@ def blocks(b: Builder, argument: Any, kernel: str) -> Blocks | None:
     scales = _scales(b, name, weight, repeats)
     zeros = None
     if weight.zero_point is not None:
-        zeros = _stored(
+        zeros = stored(
             b,
             f"{name}_zero_point.nbits",
             lambda: _packed_zeros(weight, bits, repeats),
             (rows, -(-count * bits // 8)),
         )
-    codes = _stored(
+    packed = stored(
         b,
         f"{name}_packed.nbits",
         lambda: _packed_blocks(weight, bits, size),
         (rows, count, size * bits // 8),
     )
-    return Blocks(rows, columns, bits, size, codes, scales, zeros)
+    return Blocks(rows, columns, bits, size, packed, scales, zeros)
 
 
 def _group_size(weight: QuantizedTensor) -> int:
@@ -117,7 +118,7 @@ def _scales(b: Builder, name: str, weight: QuantizedTensor, repeats: int) -> ir.
     return b.initializer(f"{name}_scale.nbits", TorchTensor(repeated))
 
 
-def _stored(
+def stored(
     b: Builder, name: str, make: Callable[[], Tensor], shape: Sequence[int], bits: int = 0
 ) -> ir.Value:
     """A tensor made only when the file is written: uint8, or int4 or int8 codes of so many bits."""
@@ -133,7 +134,8 @@ def _stored(
     return b.initializer(name, ir.LazyTensor(contents, kind, ir.Shape(shape)))
 
 
-def _codes(weight: QuantizedTensor) -> Tensor:
+def codes(weight: QuantizedTensor) -> Tensor:
+    """The codes of a weight, int8 [..., N, K]."""
     return unpack(weight.packed, weight.scheme.bits, weight.shape[-1])
 
 
@@ -149,8 +151,8 @@ def _unsigned(codes: Tensor, bits: int) -> Tensor:
 
 
 def _packed_blocks(weight: QuantizedTensor, bits: int, size: int) -> Tensor:
-    codes = _unsigned(_codes(weight), bits)
-    filled = functional.pad(codes, (0, -codes.shape[1] % size), value=1 << (bits - 1))
+    unsigned = _unsigned(codes(weight), bits)
+    filled = functional.pad(unsigned, (0, -unsigned.shape[1] % size), value=1 << (bits - 1))
     return _fill_bytes(filled.unflatten(1, (-1, size)), bits)
 
 
@@ -223,6 +225,8 @@ def _standard(b: Builder, name: str, weight: QuantizedTensor, *, turned: bool) -
 
     Blocks have the sizes that ONNX Runtime's kernels know, where those divide the groups.
     """
+    if weight.scheme.floating:
+        return _widened(b, name, weight, turned=turned)
     group = _group_size(weight)
     size = next((size for size in BLOCKS if group % size == 0), group)
     bits, dtype = STORED_BITS[weight.scheme.bits], b.result_dtype
@@ -236,21 +240,40 @@ def _standard(b: Builder, name: str, weight: QuantizedTensor, *, turned: bool) -
 
     shape = placed(torch.empty(weight.shape, device="meta")).shape
     blocks = each_block(torch.empty(weight.scale.shape, device="meta")).shape
-    codes = _stored(b, f"{name}_packed{suffix}", lambda: placed(_codes(weight)), shape, bits)
+    packed = stored(b, f"{name}_packed{suffix}", lambda: placed(codes(weight)), shape, bits)
     scales = each_block(weight.scale.to(dtype))
     zeros = None
     if weight.zero_point is not None:
         label = f"{name}_zero_point{suffix}"
-        zeros = _stored(b, label, lambda: each_block(_zero_points(weight)), blocks, bits)
+        zeros = stored(b, label, lambda: each_block(_zero_points(weight)), blocks, bits)
     made = b.op(
         "DequantizeLinear",
-        codes,
+        packed,
         b.initializer(f"{name}_scale{suffix}", TorchTensor(scales)),
         zeros,
         axis=len(shape) - (2 if turned else 1),
         block_size=size,
     )
     return b.typed(made, weight.dtype, shape)
+
+
+def _widened(b: Builder, name: str, weight: QuantizedTensor, *, turned: bool) -> ir.Value:
+    """A weight of 8-bit floats, or its transpose, widened and scaled by ordinary operators."""
+    dtype, suffix = b.result_dtype, ".T" if turned else ""
+    *leading, rows, columns = weight.shape
+    group = _group_size(weight)
+    if turned:
+        codes, scale = weight.packed.mT.contiguous(), weight.scale.mT.unsqueeze(-2)
+        split = [*leading, columns // group, group, rows]
+    else:
+        codes, scale = weight.packed, weight.scale.unsqueeze(-1)
+        split = [*leading, rows, columns // group, group]
+    stored_codes = b.initializer(f"{name}_packed{suffix}", TorchTensor(codes))
+    wide = b.op("Cast", stored_codes, to=from_torch_dtype(dtype).value)
+    apart = b.reshape(b.typed(wide, dtype, codes.shape), split)
+    factors = b.initializer(f"{name}_scale{suffix}", TorchTensor(scale.to(dtype).contiguous()))
+    scaled = b.typed(b.op("Mul", apart, factors), dtype, split)
+    return b.typed(b.reshape(scaled, codes.shape), weight.dtype, codes.shape)
 
 
 QUANTIZED: dict[Callable[..., Any], Emitter] = {dequantize: _dequantize}

@@ -13,6 +13,7 @@ from planish.lowering.onnx.composites import COMPOSITES
 from planish.lowering.onnx.creation import CREATION
 from planish.lowering.onnx.elementwise import ELEMENTWISE
 from planish.lowering.onnx.indexing import INDEXING
+from planish.lowering.onnx.integer import ROUNDED
 from planish.lowering.onnx.movement import MOVEMENT
 from planish.lowering.onnx.products import PRODUCTS
 from planish.lowering.onnx.quantized import QUANTIZED
@@ -31,5 +32,6 @@ EMITTERS: Mapping[Callable[..., Any], Emitter] = MappingProxyType(
     | COMPOSITES
     | ATTENTION
     | QUANTIZED
+    | ROUNDED
 )
 """By the operator, as a program's nodes name it."""

@@ -41,7 +41,9 @@ class Target:
 
 
 CPU = Target(
-    contrib=frozenset({"MatMulNBits", "GatherBlockQuantized", "LinearAttention"}),
+    contrib=frozenset(
+        {"MatMulNBits", "GatherBlockQuantized", "LinearAttention", "MatMulIntegerToFloat"}
+    ),
     computes=((torch.bfloat16, torch.float32),),
 )
 """ONNX Runtime's CPU provider, which computes nearly nothing in bfloat16."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from planish.ir import ops
+from planish.ir.activations import fake_quantize
 from planish.ir.program import Input, Program
 from planish.ir.quant import dequantize
 from planish.ir.shapes import propagate, well_formed
@@ -419,6 +420,10 @@ TABLE = f("B", 1, "T", 8)
 SCAN = (f("B", "T", 4, 3), f("B", "T", 4, low=0.1, high=1))
 COMPOSITES = [
     case(ops.rms_norm, X, f(4), 1e-5),
+    case(fake_quantize, X, None, torch.int8, True),
+    case(fake_quantize, X, None, torch.float8_e4m3fn, True),
+    case(fake_quantize, X, None, torch.int8, False),
+    case(fake_quantize, X, Of((), low=0.01), torch.int8, False),
     case(ops.rms_norm, X, None, 1e-5),
     case(ops.rms_norm, Of(("B", 8), torch.float16), f(8), 1e-5),
     *(case(ops.gated, X, X, name) for name in ("silu", "gelu", "gelu_tanh", "relu")),

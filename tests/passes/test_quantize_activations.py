@@ -115,10 +115,10 @@ def test_static_scales_are_those_of_the_calibration_samples(pair: Program) -> No
     given = dataclasses.replace(pair, calibration=calibration)
     after = QuantizeActivations(dynamic=False)(given)
     assert roundings(after)[0] == ("x", ActivationScheme(dynamic=False, per_token=False))
-    assert float(after.tensors["left.input_scale"]) == pytest.approx(3 / 127.5)
+    assert float(after.tensors["left.input_scale"]) == pytest.approx(3 / 127)
     assert analyse_program(after).verdict == "isolated"
-    clipped = fake_quantize(torch.tensor([[9.0, -9.0]]), torch.tensor(3 / 127.5), torch.int8, False)
-    assert clipped.flatten().tolist() == pytest.approx([127 * 3 / 127.5, -128 * 3 / 127.5])
+    clipped = fake_quantize(torch.tensor([[9.0, -9.0]]), torch.tensor(3 / 127), torch.int8, False)
+    assert clipped.flatten().tolist() == pytest.approx([3.0, -128 * 3 / 127])
 
 
 def test_a_language_model_keeps_its_head_in_floating_point() -> None:

@@ -1,0 +1,133 @@
+"""Rounded activations, and products of them with rounded weights by integer kernels.
+
+Each row has a scale of its own, found in every run, so requests in one batch stay apart; the
+operators that ONNX Runtime makes for dynamic quantization take one scale for the whole tensor.
+Codes are uint8 with the constant zero point 128 and weights int8: of the pairs of types that the
+CPU provider multiplies, the one with the fastest kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor
+from torch import fx
+
+from planish.ir.activations import INT8, ActivationScheme, fake_quantize, reach
+from planish.ir.quant import QuantizedTensor, dequantize
+from planish.lowering.onnx import quantized
+from planish.lowering.onnx.builder import Builder, Emitter
+from planish.lowering.onnx.target import CONTRIB
+
+KERNEL = "MatMulIntegerToFloat"
+"""ONNX Runtime's product of integers that is scaled in the same kernel."""
+
+MIDDLE = torch.tensor(128, dtype=torch.uint8)
+"""The code of zero."""
+
+
+class Codes(NamedTuple):
+    """An activation as codes: value = (code - 128) · scale.
+
+    Attributes:
+        codes: uint8 [..., K].
+        scale: float32 [..., 1] or [].
+    """
+
+    codes: ir.Value
+    scale: ir.Value
+
+
+def linear(b: Builder, bias: ir.Value | None) -> ir.Value | None:
+    """The node's product by integers; None if its operands are not both rounded for it.
+
+    The weight has to be symmetric with one scale a row; codes of fewer bits are stored as int8.
+    """
+    x, weight = b.node.args[:2]
+    if not _is_rounded(x, fake_quantize) or not _is_rounded(weight, dequantize):
+        return None
+    name, stored = QuantizedTensor.read_by(weight, b.program.tensors)  # type: ignore[arg-type]
+    if (
+        ActivationScheme.read_by(x).dtype != INT8  # type: ignore[arg-type]
+        or stored.scheme.floating
+        or stored.zero_point is not None
+        or stored.scale.shape[-1] > 1
+        or len(stored.shape) != 2
+    ):
+        return None
+    codes, scale = _codes(b, x)  # type: ignore[arg-type]
+    product = _product(b, codes, _turned(b, name, stored), _row_of_scales(b, name, stored))
+    whole = b.typed(b.op("Mul", product, scale), torch.float32, b.result_shape)
+    scaled = b.cast(whole, b.result_dtype)
+    return scaled if bias is None else b.op("Add", scaled, bias)
+
+
+def _is_rounded(argument: Any, by: Callable[..., Any]) -> bool:
+    return isinstance(argument, fx.Node) and argument.target is by
+
+
+def _product(b: Builder, codes: ir.Value, weight: ir.Value, scale: ir.Value) -> ir.Value:
+    """(codes - 128) · weight · scale, float32."""
+    if KERNEL in b.target.contrib:
+        one = b.constant(1.0, torch.float32)
+        return b.op(f"{CONTRIB}.{KERNEL}", codes, weight, one, scale, MIDDLE)
+    whole = b.op("MatMulInteger", codes, weight, MIDDLE)
+    return b.op("Mul", b.op("Cast", whole, to=ir.DataType.FLOAT.value), scale)
+
+
+def _turned(b: Builder, name: str, stored: QuantizedTensor) -> ir.Value:
+    """The codes of a weight [N, K] as int8 [K, N]."""
+    shape = stored.shape[::-1]
+    return quantized.stored(
+        b, f"{name}_packed.int8.T", lambda: quantized.codes(stored).mT, shape, bits=8
+    )
+
+
+def _row_of_scales(b: Builder, name: str, stored: QuantizedTensor) -> ir.Value:
+    return b.initializer(f"{name}_scale.T", TorchTensor(stored.scale.float().flatten()))
+
+
+def _codes(b: Builder, node: fx.Node) -> Codes:
+    """What a `fake_quantize` node reads, as codes. Equal calls give one node."""
+    source, stored, *_ = node.args
+    x = b.cast(b.values[source], torch.float32)  # type: ignore[index]
+    given = None if stored is None else b.values[stored]  # type: ignore[index]
+    scale = _scale(b, x, given, ActivationScheme.read_by(node))
+    divided = b.op("Div", x, scale)
+    return Codes(b.op("QuantizeLinear", divided, b.constant(1.0, torch.float32), MIDDLE), scale)
+
+
+def _scale(b: Builder, x: ir.Value, stored: ir.Value | None, scheme: ActivationScheme) -> ir.Value:
+    """A stored scale, or the scale of each row or of the whole."""
+    if stored is not None:
+        return b.cast(stored, torch.float32)
+    axes = [-1] if scheme.per_token else None
+    largest = b.op("ReduceMax", b.op("Abs", x), axes, keepdims=int(scheme.per_token))
+    scale = b.op("Mul", largest, b.constant(1 / reach(scheme.dtype), torch.float32))
+    # A row of zeros has the scale 0, by which nothing can be divided.
+    return b.op("Max", scale, b.constant(torch.finfo(torch.float32).tiny, torch.float32))
+
+
+def _fake_quantize(b: Builder, x: ir.Value, stored: ir.Value | None, _: bool) -> ir.Value:
+    """The rounded value in floating point, for those who read no codes."""
+    scheme = ActivationScheme.read_by(b.node)
+    wide = b.cast(x, torch.float32)
+    scale = _scale(b, wide, stored, scheme)
+    divided = b.op("Div", wide, scale)
+    if scheme.dtype == INT8:
+        ends = (b.constant(end, torch.float32) for end in (-128.0, 127.0))
+        rounded = b.op("Clip", b.op("Round", divided), *ends)
+    else:
+        limit = torch.finfo(scheme.dtype).max
+        ends = (b.constant(end, torch.float32) for end in (-limit, limit))
+        narrow = b.op("Cast", b.op("Clip", divided, *ends), to=ir.DataType.FLOAT8E4M3FN.value)
+        rounded = b.op("Cast", narrow, to=ir.DataType.FLOAT.value)
+    made = b.typed(b.op("Mul", rounded, scale), torch.float32, b.result_shape)
+    return b.cast(made, b.result_dtype)
+
+
+ROUNDED: dict[Callable[..., Any], Emitter] = {fake_quantize: _fake_quantize}
+"""How a rounded activation is emitted where no kernel takes its codes."""
