@@ -171,13 +171,18 @@ def fix(given: Sequence[str], output: Path, options: Options, *, as_json: bool) 
 def _labels(options: Options) -> dict[str, Any]:
     """What the options say, as arguments of `planish.audit`."""
     return {
-        "batch_axes": dict(_axis("--batch-axis", one) for one in options.batch_axes),
+        "batch_axes": dict(_axis_or_none("--batch-axis", one) for one in options.batch_axes),
         "output_axes": dict(_axis("--output-axis", one) for one in options.output_axes),
         "shared": options.shared,
         "internal": options.internal,
         "owner_map": options.owner_map,
         "spec": options.spec,
     }
+
+
+def _axis_or_none(option: str, given: str) -> tuple[str, int | None]:
+    name, _, axis = given.rpartition("=")
+    return (name, None) if name and axis == "none" else _axis(option, given)
 
 
 def _axis(option: str, given: str) -> tuple[str, int]:

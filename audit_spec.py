@@ -31,6 +31,12 @@ def _is_axes(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(one, int) for one in value.values())
 
 
+def _is_axes_or_none(value: Any) -> bool:
+    return isinstance(value, dict) and _is_axes(
+        {name: axis for name, axis in value.items() if axis is not None}
+    )
+
+
 def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
@@ -48,7 +54,9 @@ _AXES = _Key("names with a number each, such as {input_ids: 0}", _is_axes)
 _NAMES = _Key("a list of names", _is_names)
 
 KEYS: Mapping[str, _Key] = {
-    "batch_axes": _AXES,
+    "batch_axes": _Key(
+        "names with a number each, or null, such as {input_ids: 0}", _is_axes_or_none
+    ),
     "output_axes": _AXES,
     "shared": _NAMES,
     "internal": _NAMES,

@@ -210,7 +210,8 @@ def _exported(module: Any, inputs: Any, labels: Labels, symbolic_batch: bool) ->
 
     def prepared(name: str, value: Any) -> tuple[Any, Any]:
         axis = labels.batch_axes.get(name, 0)
-        if not isinstance(value, torch.Tensor) or not value.dim() or name in labels.shared:
+        held = isinstance(value, torch.Tensor) and value.dim() and name not in labels.shared
+        if not held or axis is None:
             return value, None
         if not symbolic_batch:
             return value, None

@@ -114,7 +114,7 @@ def audit(
     target: Any,
     *,
     inputs: Any = None,
-    batch_axes: Mapping[str, int] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
     output_axes: Mapping[str, int] | None = None,
     shared: Sequence[str] = (),
     internal: Sequence[str] = (),
@@ -139,7 +139,8 @@ def audit(
             program; an `nn.Module` with `inputs`, as it stands (training mode included); an
             `ExportedProgram`; a `Program`, whose inputs declare their batch axes.
         inputs: for an `nn.Module`, example tensors: in order, or by argument name.
-        batch_axes: for inputs whose batch is not along axis 0.
+        batch_axes: for inputs whose batch is not along axis 0; None for one that is all of one
+            request, where a batch is one.
         output_axes: for outputs whose batch is not along axis 0.
         shared: inputs that are the same for all requests.
         internal: outputs that no request is given.

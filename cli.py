@@ -144,7 +144,11 @@ def audit(
         Path | None, Option("--output", "-o", help="Where to write json, sarif or html.")
     ] = None,
     batch_axis: Annotated[
-        list[str] | None, Option(help="NAME=AXIS, for an input whose batch is not along axis 0.")
+        list[str] | None,
+        Option(
+            help="NAME=AXIS, for an input whose batch is not along axis 0; "
+            "NAME=none for one that is all of one request."
+        ),
     ] = None,
     output_axis: Annotated[
         list[str] | None, Option(help="NAME=AXIS, for an output whose batch is not along axis 0.")

@@ -88,14 +88,15 @@ class Labels:
     """What the auditor is told.
 
     Attributes:
-        batch_axes: for inputs whose batch is not on axis 0.
+        batch_axes: for inputs whose batch is not on axis 0; None for one that has no axis of the
+            batch and belongs whole to its one request.
         output_axes: for outputs whose batch is not on axis 0.
         shared: inputs that are the same for all requests, such as a temperature.
         internal: outputs that no request is given.
         owners: which rows belong together.
     """
 
-    batch_axes: Mapping[str, int] = field(default_factory=dict)
+    batch_axes: Mapping[str, int | None] = field(default_factory=dict)
     output_axes: Mapping[str, int] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
     internal: tuple[str, ...] = ()
@@ -147,7 +148,7 @@ class Labels:
         return dict.fromkeys(names, Polynomial.symbol(name) * self.owners.rows)
 
     def axis(self, name: str, shape: Shape) -> int | None:
-        """The batch axis of an input; None if it has too few dimensions."""
+        """The batch axis of an input; None if it has none, or too few dimensions."""
         return _checked(self.batch_axes.get(name, 0), shape, name)
 
     def output_axis(self, name: str, shape: Shape) -> int | None:
@@ -168,14 +169,23 @@ class Labels:
         own = None
         if axis is not None and rows is not None and rows == batch:
             own = self.owners.map(axis, rows)
+        if self.whole(value.name) and batch == 1:
+            own = make(0, [])
         if own is not None:
             return Dependence(frozenset({own}))
+        if self.whole(value.name):
+            why = f"the input {value.name} is to be one request's, but a batch has {batch} rows"
+            return Dependence(frozenset(), frozenset({Cause("unknown", value.name, "input", why)}))
         found = "no dimensions" if axis is None else f"{rows} rows along axis {axis}, not {batch}"
         why = (
             f"the input {value.name} has {found}, so whose it is is not known: say --shared "
             f"{value.name} if all requests share it, or --batch-axis {value.name}=N"
         )
         return Dependence(frozenset(), frozenset({Cause("unknown", value.name, "input", why)}))
+
+    def whole(self, name: str) -> bool:
+        """Whether an input is declared to belong whole to one request."""
+        return name in self.batch_axes and self.batch_axes[name] is None
 
     def batch(self, inputs: Sequence[Value]) -> Count | None:
         """The number of rows that most inputs have along their batch axes.
@@ -196,13 +206,7 @@ class Labels:
     ) -> tuple[str, ...]:
         """What a verdict rests on besides the graph, for people."""
         inputs = flow.inputs
-        found = []
-        for value in inputs:
-            axis = self.axis(value.name, value.shape)
-            if value.name in self.shared:
-                found.append(f"{value.name} is the same for all requests (as declared)")
-            elif axis is not None:
-                found.append(f"{value.name} holds the batch along axis {axis}")
+        found = [said for value in inputs if (said := self._said(value)) is not None]
         if self.owners.rows > 1:
             how = "neighbouring rows" if self.owners.adjacent else "rows, one of each round,"
             found.append(f"{self.owners.rows} {how} belong to one request (as declared)")
@@ -231,9 +235,18 @@ class Labels:
         found += [f"every run fails {one}" for one in flow.stops]
         return tuple(found)
 
+    def _said(self, value: Value) -> str | None:
+        """Whose an input is, for people."""
+        if value.name in self.shared:
+            return f"{value.name} is the same for all requests (as declared)"
+        if self.whole(value.name):
+            return f"{value.name} is all of the one request in a batch (as declared)"
+        axis = self.axis(value.name, value.shape)
+        return None if axis is None else f"{value.name} holds the batch along axis {axis}"
 
-def _checked(axis: int, shape: Shape, name: str) -> int | None:
-    if not shape:
+
+def _checked(axis: int | None, shape: Shape, name: str) -> int | None:
+    if axis is None or not shape:
         return None
     if not -len(shape) <= axis < len(shape):
         raise BadLabels(f"{name} has {len(shape)} dimensions, so {axis} cannot be its batch axis.")

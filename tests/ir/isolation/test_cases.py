@@ -12,7 +12,7 @@ from planish.ir.flow.polynomial import Polynomial
 from planish.ir.isolation.labels import Labels
 from planish.ir.isolation.programs import analyse_onnx
 from planish.ir.isolation.verdict import Analysis
-from support.onnx_written import graph, model, node
+from support.onnx_written import Dims, graph, model, node
 
 B, T = Polynomial.symbol("B"), Polynomial.symbol("T")
 SIZE = [node("Shape", "x", "sizes"), node("Gather", "sizes one", "t")]
@@ -41,7 +41,7 @@ def branch(
 
 
 def audited(nodes: list[onnx.NodeProto], outputs: str = "y", **labels: object) -> Analysis:
-    inputs = {"x": ["B", "T", 4], "rate": []}
+    inputs: dict[str, Dims] = {"x": ["B", "T", 4], "rate": []}
     proto = model(nodes, inputs, outputs, stored=STORED | FLIPPED | {"three": np.int64(3)})
     return analyse_onnx(proto, Labels(shared=("rate",), **labels))  # type: ignore[arg-type]
 
@@ -262,8 +262,26 @@ def test_another_size_that_is_called_as_the_batch() -> None:
 
 def test_an_input_of_one_row_does_not_make_a_batch_of_one() -> None:
     nodes = [node("Add", "h c", "g"), node("Add", "x g", "s"), node("CumSum", "s zero", "y")]
-    inputs = {"x": ["T", 4], "h": [1, 4], "c": [1, 4]}
+    inputs: dict[str, Dims] = {"x": ["T", 4], "h": [1, 4], "c": [1, 4]}
     proto = model(nodes, inputs, stored={"zero": np.int64(0)})
 
     assert analyse_onnx(proto, Labels()).verdict == "leaks"
     assert analyse_onnx(proto, Labels(shared=("h", "c"))).verdict == "leaks"
+
+
+def test_an_input_that_is_all_of_one_request() -> None:
+    """A recording of any length is the one request of a batch that the model fixes at one row."""
+    nodes = [node("Add", "x h", "s"), node("CumSum", "s zero", "y")]
+    stored = {"zero": np.int64(0)}
+    one = model(nodes, {"x": ["T", 4], "h": [1, 4]}, stored=stored)
+    open_ = model(nodes, {"x": ["T", 4], "h": ["N", 4]}, stored=stored)
+
+    found = analyse_onnx(one, Labels({"x": None}))
+    assert found.verdict == "isolated"
+    assert "x is all of the one request in a batch (as declared)" in found.assumptions
+    assert analyse_onnx(open_, Labels({"x": None})).verdict == "leaks"
+    (whose, *_) = analyse_onnx(
+        model([node("Neg", "x", "y"), node("Add", "x h", "z")], {"x": ["T", 4], "h": ["N", 4]}),
+        Labels({"x": None}),
+    ).findings
+    assert (whose.kind, whose.node) == ("unknown", "x")
