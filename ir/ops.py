@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    wide = x.float()
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     narrow = normed.to(x.dtype)
     return narrow if weight is None else narrow * weight
@@ -167,7 +167,8 @@ for _schema, (_eager, _fake) in _OPERATORS.items():
 
 rms_norm = torch.ops.planish.rms_norm.default
 """`rms_norm(x, weight?, eps)`: x / sqrt(mean(x²) + eps) · weight over the last dimension,
-normalized in float32 and rounded to x's dtype before the weight (Zhang and Sennrich, 2019)."""
+normalized in float32 (or wider, if x is) and rounded to x's dtype before the weight (Zhang and
+Sennrich, 2019)."""
 
 rotary = torch.ops.planish.rotary.default
 """`rotary(x [B,H,T,D], cos [..., T, R], sin [..., T, R], interleaved)`: turns the first R ≤ D

@@ -1,18 +1,38 @@
 """Rewrites of a program, one file a pass, and the pipeline that checks what each promised."""
 
+from planish.passes.awq import Awq
 from planish.passes.cast import Cast
 from planish.passes.contract import Pass
 from planish.passes.fuse_conv_bn import FuseConvBn
 from planish.passes.gptq import Gptq
 from planish.passes.isolate import Isolate
+from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_weights import QuantizeWeights
+from planish.passes.rotate import Rotate
+from planish.passes.smooth_quant import SmoothQuant
 
-__all__ = ["PASSES", "Cast", "FuseConvBn", "Gptq", "Isolate", "QuantizeWeights", "name_of"]
+__all__ = [
+    "PASSES",
+    "Awq",
+    "Cast",
+    "FuseConvBn",
+    "Gptq",
+    "Isolate",
+    "QuantizeActivations",
+    "QuantizeWeights",
+    "Rotate",
+    "SmoothQuant",
+    "name_of",
+]
 
 PASSES: dict[str, type[Pass]] = {
     "fuse_conv_bn": FuseConvBn,
+    "smooth_quant": SmoothQuant,
+    "awq": Awq,
+    "rotate": Rotate,
     "quantize_weights": QuantizeWeights,
     "gptq": Gptq,
+    "quantize_activations": QuantizeActivations,
     "cast": Cast,
     "isolate": Isolate,
 }

@@ -113,9 +113,11 @@ def _folding(weight: fx.Node, ways: Sequence[Scaling]) -> tuple[Scaling, Scaling
         exponents = {**way.exponents, **{key: one for key, (one, _) in way.shifted.items()}}
         own = {key: exponent for key, exponent in exponents.items() if key[0] in names}
         readers = exponents.keys() - own.keys()
-        if len(own) == 1 and all(exponents[key] == -sum(own.values()) for key in readers):
+        power = -sum(own.values())
+        if len(own) == 1 and all(exponents[key] == power for key in readers):
             once = dict.fromkeys(readers, Fraction(1))
-            return way, dataclasses.replace(way, exponents=once, shifted={})
+            between = {key: exponent / power for key, exponent in way.values.items()}
+            return way, dataclasses.replace(way, exponents=once, shifted={}, values=between)
     return None
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from planish.ir.axes.axes import Axes, Axis, members
-from planish.ir.axes.terms import Leaf, Product, Term, resolved, size_of
-from planish.ir.program import Program
+from planish.ir.axes.terms import Leaf, Product, Term, leaves, resolved, size_of
+from planish.ir.program import Program, Sample
 
 
 class CannotRotate(ValueError):
@@ -26,7 +26,8 @@ def rotate(axes: Axes, program: Program, by: Mapping[Axis, Tensor]) -> Program:
     """A program with axes rotated; the graph stays as it is.
 
     Every member dimension is multiplied by the matrix, producer and consumer alike: a consumer's
-    weight becomes W Rᵀ in the usual notation, which is the same matrix along its dimension.
+    weight becomes W Rᵀ in the usual notation, which is the same matrix along its dimension. Samples
+    with a state, such as a cache, hold it as the new program writes it.
 
     Args:
         axes: of the program.
@@ -40,7 +41,22 @@ def rotate(axes: Axes, program: Program, by: Mapping[Axis, Tensor]) -> Program:
         if limits := axis.limits("rotate"):
             raise CannotRotate(f"axis {axis.number} cannot be rotated: {limits[0]}")
     matrices = {axis.leaf: matrix for axis, matrix in by.items()}
-    return dataclasses.replace(program, tensors=turned(axes, program, matrices))
+    return dataclasses.replace(
+        program,
+        tensors=turned(axes, program, matrices),
+        samples=tuple(_fed(axes, sample, matrices) for sample in program.samples),
+        calibration=tuple(_fed(axes, sample, matrices) for sample in program.calibration),
+    )
+
+
+def _fed(axes: Axes, sample: Sample, matrices: Mapping[Leaf, Tensor]) -> Sample:
+    """Inputs multiplied along some atoms, which those of states may be made of."""
+    fed = dict(sample)
+    for name in sample:
+        for dim, term in enumerate(axes.values[name]):
+            if any(leaf in matrices for leaf in leaves(term)):
+                fed[name] = _along(fed[name], dim, _matrix(term, matrices))
+    return fed
 
 
 def turned(axes: Axes, program: Program, matrices: Mapping[Leaf, Tensor]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from planish.ir.axes.axes import Axes, Member
 from planish.ir.axes.exponents import Exponents, Place
 from planish.ir.axes.linear import Form, null_space
 from planish.ir.axes.terms import Leaf, Sum, Term, leaves, resolved
-from planish.ir.program import Program
+from planish.ir.program import Program, Sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +157,10 @@ def scale(axes: Axes, program: Program, by: Mapping[Scaling, Tensor]) -> Program
 
 
 def scaled(axes: Axes, program: Program, by: Mapping[Scaling, Tensor]) -> Program:
-    """As `scale`, by factors that the caller has looked at."""
+    """As `scale`, by factors that the caller has looked at.
+
+    Samples with a state, such as a cache, hold it as the new program writes it.
+    """
     tensors = dict(program.tensors)
     nodes = {node.name: node for node in program.graph.nodes}
     for scaling, factors in by.items():
@@ -170,7 +173,46 @@ def scaled(axes: Axes, program: Program, by: Mapping[Scaling, Tensor]) -> Progra
             offset, slope = _straight(nodes[through])
             read = (offset + slope * tensors[name].double()) * grid ** float(exponent)
             tensors[name] = ((read - offset) / slope).to(tensors[name].dtype)
-    return dataclasses.replace(program, tensors=tensors)
+    return dataclasses.replace(
+        program,
+        tensors=tensors,
+        samples=tuple(_fed(axes, sample, by) for sample in program.samples),
+        calibration=tuple(_fed(axes, sample, by) for sample in program.calibration),
+    )
+
+
+def _fed(axes: Axes, sample: Sample, by: Mapping[Scaling, Tensor]) -> Sample:
+    """Inputs with the factors that values take."""
+    fed = dict(sample)
+    for scaling, factors in by.items():
+        for (name, place), exponent in scaling.values.items():
+            if name in fed:
+                grid = _spread(axes.values[name], place, scaling.leaves, factors.double())
+                # By a factor of 0, nothing reads these numbers any more.
+                grid = (grid ** float(exponent)).nan_to_num(posinf=0.0, neginf=0.0)
+                fed[name] = (fed[name].double() * grid).to(fed[name].dtype)
+    return fed
+
+
+def numbers(axes: Axes, scaling: Scaling, tensor: str, place: Place) -> Tensor:
+    """Which factor each index of a dimension takes: its number in the flattened factors.
+
+    Args:
+        axes: of the program.
+        scaling: of whose factors to tell.
+        tensor: a stored tensor.
+        place: the same dimension for each of the scaling's atoms.
+
+    Returns:
+        int64 [n]; -1 where an index takes none.
+    """
+    found = torch.zeros(1, dtype=torch.int64)
+    inside = torch.ones(1, dtype=torch.bool)
+    for leaf, dim, size in zip(scaling.leaves, place, scaling.shape, strict=True):
+        index = _indices(axes.terms[tensor][dim], leaf)
+        inside = inside & (index >= 0)
+        found = found * size + index
+    return torch.where(inside, found, -1)
 
 
 def _straight(node: fx.Node) -> tuple[Tensor, Tensor]:
@@ -191,6 +233,7 @@ def _spread(terms: Sequence[Term], place: Place, along: Sequence[Leaf], factors:
         places = places.view([-1 if n == dim else 1 for n in range(len(terms))])
         inside = inside & (places >= 0)
         index.append(places.clamp(min=0))
+    inside = inside.to(factors.device)  # tensors may have no data
     return torch.where(inside, factors[tuple(index)], factors.new_ones(()))
 
 
