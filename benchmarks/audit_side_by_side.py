@@ -1,6 +1,6 @@
 """Planish's audit and google-deepmind's batch-isolation-checker on the same ONNX files.
 
-    python benchmarks/audit_side_by_side.py --checker DIR --jaxonnxruntime DIR --python PYTHON
+    python benchmarks/audit_side_by_side.py [--checker DIR --jaxonnxruntime DIR --python PYTHON]
 
 Needs Linux, checkouts of google-deepmind/batch-isolation-checker and google/jaxonnxruntime, and a
 Python environment with what the checker's lock file names. Each file is judged by either tool in a
@@ -13,6 +13,9 @@ share, so it is given a copy in which the sizes are fixed (a batch of 4, where t
 open), the outputs' shapes are those of a run, and shared inputs are constants. The small graphs
 are of opset 21, of which it knows few operators: their copies are declared as opset 19 where a run
 then gives the same. Nothing else is changed.
+
+Without the three options Planish alone judges the files again, and the checker's results are those
+of the run before.
 
 Raw figures go to `benchmarks/results/audit_side_by_side.json`.
 """
@@ -71,22 +74,27 @@ def run(command: list[str], paths: list[Path], limit: float) -> dict[str, Any]:
     return found
 
 
-def compare(subject: Subject, told: argparse.Namespace) -> dict[str, Any]:
-    """Have both tools judge one file."""
+def compare(subject: Subject, told: argparse.Namespace, before: Mapping[str, Any]) -> Any:
+    """Have both tools judge one file; the checker's result of before where it is not there."""
     with tempfile.TemporaryDirectory() as folder:
-        whole, copy = Path(folder) / "model.onnx", Path(folder) / "fixed.onnx"
+        whole = Path(folder) / "model.onnx"
         onnx.save(subject.proto, whole)
-        onnx.save(fixed(subject), copy)
-        options = json.dumps(subject.options())
-        axes = json.dumps(dict.fromkeys(sorted(subject.along_1), 1))
-        theirs = [told.python, str(Path(__file__).with_name("audit_checker.py")), str(copy), axes]
-        ours = [sys.executable, "-c", PLANISH, str(whole), options]
+        ours = [sys.executable, "-c", PLANISH, str(whole), json.dumps(subject.options)]
         return {
             "truth": subject.truth,
             "sizes": subject.sizes,
             "planish": run(ours, [], told.limit),
-            "checker": run(theirs, [told.checker, told.jaxonnxruntime], told.limit),
+            "checker": checked(subject, told, folder) if told.checker else before["checker"],
         }
+
+
+def checked(subject: Subject, told: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Have the checker judge a copy of one file."""
+    copy = Path(folder) / "fixed.onnx"
+    onnx.save(fixed(subject), copy)
+    axes = json.dumps(subject.axes)
+    theirs = [told.python, str(Path(__file__).with_name("audit_checker.py")), str(copy), axes]
+    return run(theirs, [told.checker, told.jaxonnxruntime], told.limit)
 
 
 def summary(rows: Mapping[str, Any], tool: str) -> dict[str, Any]:
@@ -110,12 +118,14 @@ def commit(checkout: Path) -> str | None:
     return done.stdout.strip() or None
 
 
-def judged(subjects: Mapping[str, Subject], told: argparse.Namespace) -> dict[str, Any]:
+def judged(
+    subjects: Mapping[str, Subject], told: argparse.Namespace, before: Mapping[str, Any]
+) -> dict[str, Any]:
     """Have every file judged, print a line each, and say where and by what."""
     load = os.getloadavg()
     rows: dict[str, Any] = {}
     for name, subject in subjects.items():
-        row = rows[name] = compare(subject, told)
+        row = rows[name] = compare(subject, told, before.get("files", {}).get(name, {}))
         cells = [f"{row[tool]['verdict'] or 'none':<9}" for tool in ("planish", "checker")]
         print(*cells, f"{row['truth'] or '':<9}", name, row["checker"].get("error", ""), flush=True)
     return {
@@ -125,9 +135,16 @@ def judged(subjects: Mapping[str, Subject], told: argparse.Namespace) -> dict[st
         "machine": {"processor": platform.machine(), "python": platform.python_version()},
         "versions": {name: version(name) for name in LIBRARIES},
         "commits": {
+            **before.get("commits", {}),
             "planish": commit(ROOT),
-            "batch-isolation-checker": commit(told.checker),
-            "jaxonnxruntime": commit(told.jaxonnxruntime),
+            **{
+                name: commit(checkout)
+                for name, checkout in (
+                    ("batch-isolation-checker", told.checker),
+                    ("jaxonnxruntime", told.jaxonnxruntime),
+                )
+                if checkout
+            },
         },
         "files": rows,
     }
@@ -138,17 +155,19 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    options.add_argument("--checker", type=Path, required=True, help="a checkout of the checker")
-    options.add_argument("--jaxonnxruntime", type=Path, required=True, help="a checkout of that")
-    options.add_argument("--python", required=True, help="the interpreter that has its libraries")
+    options.add_argument("--checker", type=Path, help="a checkout of the checker")
+    options.add_argument("--jaxonnxruntime", type=Path, help="a checkout of that")
+    options.add_argument("--python", help="the interpreter that has its libraries")
     options.add_argument("--limit", type=float, default=600, help="seconds for a file and tool")
     options.add_argument("--only", choices=("real", "small"), help="leave the others as they were")
     told = options.parse_args()
+    if len({bool(one) for one in (told.checker, told.jaxonnxruntime, told.python)}) > 1:
+        options.error("give --checker, --jaxonnxruntime and --python together, or none of them")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for kind, subjects in (("real", real), ("small", small)):
         if told.only in (None, kind):
-            found[kind] = judged(subjects(), told)
+            found[kind] = judged(subjects(), told, found.get(kind, {}))
     RESULTS.write_text(json.dumps(found, indent=2) + "\n")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from audit_axes import AXES
 
 from planish import assets
 
@@ -30,7 +31,6 @@ OTHER_SHAPES = {"input": [4, 576], "state": [2, 4, 128]}
 NEW, OLD = 21, 19
 TEXT = [4, 12]
 SHARED = {"sr": 16_000}
-ALONG_1 = {"state", "stateN"}
 
 
 @dataclass
@@ -41,22 +41,24 @@ class Subject:
         proto: the model.
         sizes: for the checker, by input.
         truth: whether it keeps requests apart, where that is known.
+        options: arguments of `planish.audit`.
     """
 
     proto: onnx.ModelProto
     sizes: Mapping[str, list[int]]
     truth: str | None = None
-    shared: dict[str, int] = field(default_factory=dict)
-    along_1: set[str] = field(default_factory=set)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
-    def options(self) -> dict[str, Any]:
-        """Give the arguments of `planish.audit`."""
-        given = {one.name for one in self.proto.graph.input}
-        return {
-            "batch_axes": dict.fromkeys(sorted(self.along_1 & given), 1),
-            "output_axes": dict.fromkeys(sorted(self.along_1 - given), 1),
-            "shared": sorted(self.shared),
-        }
+    @property
+    def shared(self) -> dict[str, int]:
+        """Give what all requests share, with its number."""
+        return {name: SHARED[name] for name in self.options.get("shared", ())}
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Give the axes of the batch that are not the first, of inputs and outputs."""
+        given = {**self.options.get("batch_axes", {}), **self.options.get("output_axes", {})}
+        return {name: axis for name, axis in given.items() if axis is not None}
 
 
 def real() -> dict[str, Subject]:
@@ -72,10 +74,7 @@ def real() -> dict[str, Subject]:
         proto = onnx.load(path)
         known = {**OTHER_SHAPES, **SHAPES.get(path.name, {})}
         sizes = {one.name: known.get(one.name, TEXT) for one in proto.graph.input if is_open(one)}
-        names = {one.name for one in (*proto.graph.input, *proto.graph.output)}
-        shared = {one: value for one, value in SHARED.items() if one in names}
-        along = ALONG_1 & names
-        found[f"{name}/{path.name}"] = Subject(proto, sizes, None, shared, along)
+        found[f"{name}/{path.name}"] = Subject(proto, sizes, None, AXES.get(path.name, {}))
     return found
 
 
