@@ -83,7 +83,8 @@ class Analysis:
         assumptions: what the verdict rests on besides the graph.
         nodes: how many were analysed.
         inputs: as declared, for whoever wants to run the model.
-        output_axes: the batch axis of each output that has one.
+        output_axes: the batch axis of each output that has one; where a batch is one request, an
+            output of several rows has none.
     """
 
     verdict: Verdict
@@ -128,6 +129,7 @@ def judged(flow: Flow, labels: Labels) -> Analysis:
             for name, value in flow.outputs.items()
             if name not in labels.internal
             and (axis := labels.output_axis(name, value.shape)) is not None
+            and (batch != 1 or value.shape[axis] == 1)
         },
     )
 
