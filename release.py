@@ -18,7 +18,8 @@ from planish.ir.isolation.programs import analyse_onnx, explain, labels_of, requ
 from planish.ir.program import Program
 from planish.lowering import artifact
 from planish.lowering.artifact import MANIFEST, MEASUREMENTS, ONNX_MODEL, Manifest
-from planish.lowering.checkpoint import NotExpressible, write_checkpoint
+from planish.lowering.checkpoint import write_checkpoint
+from planish.lowering.compressed_tensors import NotExpressible
 from planish.lowering.onnx.lower import lower
 from planish.lowering.onnx.target import CPU, STANDARD
 from planish.passes.pipeline import Step

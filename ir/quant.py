@@ -25,7 +25,8 @@ WORD = 32
 """Bits of the integers that values are packed into."""
 
 FP8 = torch.float8_e4m3fn
-"""Floating-point codes: 4 bits of exponent, 3 of mantissa, up to 448 (Micikevicius et al., 2022)."""
+"""Floating-point codes (E4M3): 4 bits of exponent, 3 of mantissa, up to 448 (Micikevicius et al.,
+"FP8 Formats for Deep Learning", 2022)."""
 
 PER_ROW = -1
 """The group size that stands for one group a row."""
@@ -182,10 +183,10 @@ _LIBRARY.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
 torch.library.register_fake("planish::dequantize", _dequantize_fake, lib=_LIBRARY)
 
 dequantize = torch.ops.planish.dequantize.default
-"""`dequantize(packed i32 [..., N, W] or f8 [..., N, K], scale [..., N, G], zero_point i32 [..., Z, G]?, bits,
-group_size, shape [..., N, K], dtype)`: (code - zero point) · scale, computed in the scale's dtype
-as compressed-tensors does, then cast. Zero points are packed along the rows. A `group_size` of
-`PER_ROW` means one group a row."""
+"""`dequantize(packed i32 [..., N, W] or f8 [..., N, K], scale [..., N, G], zero_point i32
+[..., Z, G]?, bits, group_size, shape [..., N, K], dtype)`: (code - zero point) · scale, computed in
+the scale's dtype as compressed-tensors does, then cast. Zero points are packed along the rows. A
+`group_size` of `PER_ROW` means one group a row."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,22 @@ class QuantizedTensor:
         """What is stored, by the suffix that is added to the name of the tensor."""
         stored = {"_packed": self.packed, "_scale": self.scale, "_zero_point": self.zero_point}
         return {suffix: tensor for suffix, tensor in stored.items() if tensor is not None}
+
+    @property
+    def codes(self) -> Tensor:
+        """The codes as they are, [..., N, K]: int8, or float8_e4m3fn if floating."""
+        return (
+            self.packed
+            if self.scheme.floating
+            else unpack(self.packed, self.scheme.bits, self.shape[-1])
+        )
+
+    @property
+    def zeros(self) -> Tensor | None:
+        """The zero points as they are, int8 [..., N, G], for asymmetric schemes."""
+        if self.zero_point is None:
+            return None
+        return unpack(self.zero_point.mT, self.scheme.bits, self.shape[-2]).mT
 
     @property
     def arguments(self) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """A program as a Hugging Face checkpoint, wherever such a folder can hold what passes made.
 
-Quantized weights are written in the compressed-tensors format `pack-quantized`, which
-transformers and vLLM load (github.com/vllm-project/compressed-tensors, `quant_config.py`).
+Quantized layers are written in the formats of compressed-tensors, which transformers and vLLM load
+(`planish.lowering.compressed_tensors`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from planish.ir.capture.checkpoint import INDEX, quiet, read_stored, revert_names, stored_names
-from planish.ir.errors import PlanishError
 from planish.ir.program import Program, Source
-from planish.ir.quant import QuantizedTensor, QuantScheme, dequantize
+from planish.lowering.compressed_tensors import (
+    Form,
+    NotExpressible,
+    config_of,
+    forms_of,
+    notes,
+    parts_of,
+    read_by_quantized,
+)
 
 SHARD = 5_000_000_000
 """Bytes of tensors that one file holds at most; transformers' own default."""
@@ -41,20 +48,7 @@ COPIED = (
 )
 """Files of the source that are carried along."""
 
-PARTS = ("_packed", "_scale", "_zero_point")
-"""What is added to the name of a quantized weight to name what is stored of it."""
-
-ASYMMETRIC = (
-    "zero points are packed as the compressed-tensors format asks, but transformers cannot load "
-    "them beside a second scheme: with compressed-tensors 0.20 it expects their unpacked shape. "
-    "Symmetric schemes load, and so does one asymmetric scheme alone."
-)
-
 aten = torch.ops.aten
-
-
-class NotExpressible(PlanishError):
-    """A Hugging Face checkpoint cannot hold this program."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +86,9 @@ def write_checkpoint(
     """
     if original.source.kind != "huggingface":
         raise NotExpressible(f"{original.source.name} did not come from one.")
-    quantized = _quantized(program, original)
+    quantized = forms_of(program, original)
     _check_same_model(program, original, quantized)
-    tensors = _stored(program, original, packed=bool(quantized))
+    tensors = _stored(program, original, quantized)
     written = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard)
     for name, members in written.filename_to_tensors.items():
         shard = {member: tensors[member].contiguous() for member in members}
@@ -106,45 +100,16 @@ def write_checkpoint(
     _copy_companions(original.source, folder)
     paths = tuple(folder / name for name in written.filename_to_tensors)
     nbytes = sum(path.stat().st_size for path in paths)
-    return CheckpointFiles(paths, nbytes, _notes(quantized))
+    return CheckpointFiles(paths, nbytes, notes(quantized))
 
 
-def _quantized(program: Program, original: Program) -> dict[str, QuantScheme]:
-    """The scheme of each quantized weight, by the weight's name.
-
-    Raises:
-        NotExpressible: if one is read by anything but a linear layer, or was stored transposed:
-            only modules of class Linear are decompressed on loading.
-    """
-    plain = {
-        str(node.target)
-        for node in original.graph.find_nodes(op="get_attr")
-        if {reader.target for reader in node.users} == {aten.linear.default}
-    }
-    schemes = {}
-    for node in program.nodes(dequantize):
-        name, tensor = QuantizedTensor.read_by(node, program.tensors)
-        if name not in plain or not name.endswith(".weight"):
-            raise NotExpressible(
-                f"{name} is quantized, and not (only) the weight of a module of class Linear; the "
-                "compressed-tensors format is for these."
-            )
-        schemes[name] = tensor.scheme
-    return schemes
-
-
-def _check_same_model(
-    program: Program, original: Program, quantized: Mapping[str, QuantScheme]
-) -> None:
+def _check_same_model(program: Program, original: Program, quantized: Mapping[str, Form]) -> None:
     """Make sure that each tensor of the original is there, in its shape, and no others.
 
     Raises:
         NotExpressible: naming the first few that are not.
     """
-    parts = tuple(
-        f"{name}_{part}" for name in quantized for part in ("packed", "scale", "zero_point")
-    )
-    kept = {name for name in program.tensors if name not in parts} | set(quantized)
+    kept = set(program.tensors) - read_by_quantized(program) | set(quantized)
     changed = kept ^ set(original.tensors)
     changed |= {
         name
@@ -159,43 +124,36 @@ def _check_same_model(
         )
 
 
-def _stored(program: Program, original: Program, *, packed: bool) -> dict[str, Tensor]:
+def _stored(
+    program: Program, original: Program, quantized: Mapping[str, Form]
+) -> dict[str, Tensor]:
     """What goes into the files, by the names there.
 
-    Beside packed layers, experts keep the stacked form that transformers gives them: it takes
+    Beside quantized layers, experts keep the stacked form that transformers gives them: it takes
     experts stored one by one for packed ones.
     """
     names = original.source.stored_names
     in_graph = {*original.tensors, *original.aliases}
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in program.tensors.items():
-        base = next((known for known in _bases(name) if known in names), None)
-        if base is not None:
-            tensors[names[base] + name.removeprefix(base)] = tensor
-        if base is not None and name.endswith(".weight_packed"):
-            rows, columns = original.tensors[base].shape
-            tensors[names[base] + "_shape"] = torch.tensor([rows, columns])
+    tensors = {names[name]: tensor for name, tensor in program.tensors.items() if name in names}
+    for name, parts in parts_of(program, quantized).items():
+        module = names[name].removesuffix("weight")
+        tensors |= {module + part: tensor for part, tensor in parts.items()}
     folder = original.source.folder
     if folder is not None:
         unused = {stored for name, stored in names.items() if name not in in_graph}
         tensors |= read_stored(folder, unused)
-        if not packed and not set(tensors) <= set(stored_names(folder)):
+        if not quantized and not set(tensors) <= set(stored_names(folder)):
             tensors = revert_names(original.source.config, tensors)
     return dict(sorted(tensors.items()))
 
 
-def _bases(name: str) -> tuple[str, ...]:
-    """The names of which a tensor may be a part."""
-    return (name, *(name.removesuffix(suffix) for suffix in PARTS))
-
-
-def _config(program: Program, quantized: Mapping[str, QuantScheme]) -> dict[str, Any]:
+def _config(program: Program, quantized: Mapping[str, Form]) -> dict[str, Any]:
     """The source's config, with what it lacks where the model never was in a folder."""
     config: dict[str, Any] = {"architectures": [program.source.name], "dtype": _dtype(program)}
     config |= program.source.config
     config.pop("quantization_config", None)  # of a GGUF file, which is multiplied out by now
     if quantized:
-        config["quantization_config"] = _quantization_config(program, quantized)
+        config["quantization_config"] = config_of(quantized, _dense_layers(program, quantized))
     return config
 
 
@@ -208,55 +166,7 @@ def _dtype(program: Program) -> str:
     return str(max(sizes, key=sizes.__getitem__)).removeprefix("torch.")
 
 
-def _notes(quantized: Mapping[str, QuantScheme]) -> tuple[str, ...]:
-    schemes = set(quantized.values())
-    mixed = len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes)
-    return (ASYMMETRIC,) if mixed else ()
-
-
-def _quantization_config(program: Program, quantized: Mapping[str, QuantScheme]) -> dict[str, Any]:
-    """What tells a loader which layers are packed, and how."""
-    groups: dict[QuantScheme, list[str]] = {}
-    for name, scheme in quantized.items():
-        groups.setdefault(scheme, []).append(name.removesuffix(".weight"))
-    # With one scheme, the class is the target and the rest is ignored, which is how vLLM finds
-    # the parts of fused layers; with several, each layer is named.
-    alone = len(groups) == 1
-    # Where transformers keeps layers packed, it expects unpacked zero points, which the format does
-    # not have, and models that look at a layer's weight fail. Multiplied out on loading, all is
-    # well; but that path takes all layers for those of one scheme.
-    loading = {"dequantize": True} if alone else {}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": {
-            f"group_{number}": {
-                "targets": ["Linear"] if alone else sorted(names),
-                "weights": _arguments(scheme),
-                "input_activations": None,
-                "output_activations": None,
-            }
-            for number, (scheme, names) in enumerate(groups.items())
-        },
-        "ignore": _dense_layers(program, quantized),
-        "kv_cache_scheme": None,
-        **loading,
-    }
-
-
-def _arguments(scheme: QuantScheme) -> dict[str, Any]:
-    return {
-        "num_bits": scheme.bits,
-        "type": "int",
-        "symmetric": scheme.symmetric,
-        "strategy": "channel" if scheme.group_size is None else "group",
-        "group_size": scheme.group_size,
-        "dynamic": False,
-    }
-
-
-def _dense_layers(program: Program, quantized: Mapping[str, QuantScheme]) -> list[str]:
+def _dense_layers(program: Program, quantized: Mapping[str, Form]) -> list[str]:
     """The modules whose weights are matrices and stay as they are; embeddings do no harm."""
     matrices = {
         name

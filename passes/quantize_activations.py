@@ -62,7 +62,7 @@ class QuantizeActivations(Pass):
             read_by = self._chosen(layers_of(edit.graph, program, packed=True), program)
             stored = {} if self.dynamic else self._calibrated(program, read_by)
             groups: dict[Any, list[fx.Node]] = {}
-            for reader in read_by:
+            for reader in filter(read_by.__contains__, edit.graph.nodes):
                 groups.setdefault(reader.args[0], []).append(reader)
             for source, readers in groups.items():
                 names = [read_by[reader].names[0] for reader in readers]
@@ -79,7 +79,7 @@ class QuantizeActivations(Pass):
         return edit.program
 
     def _chosen(self, layers: Sequence[Layer], program: Program) -> dict[fx.Node, Layer]:
-        """The products of the chosen layers, in the order of the graph."""
+        """The products of the chosen layers."""
         called = "quantize_activations"
         if not any(LINEAR in layer.roles for layer in layers):
             raise NotApplicable(f"{called}: {program.source.name} has no linear layer.")

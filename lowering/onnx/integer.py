@@ -81,9 +81,7 @@ def _product(b: Builder, codes: ir.Value, weight: ir.Value, scale: ir.Value) -> 
 def _turned(b: Builder, name: str, stored: QuantizedTensor) -> ir.Value:
     """The codes of a weight [N, K] as int8 [K, N]."""
     shape = stored.shape[::-1]
-    return quantized.stored(
-        b, f"{name}_packed.int8.T", lambda: quantized.codes(stored).mT, shape, bits=8
-    )
+    return quantized.stored(b, f"{name}_packed.int8.T", lambda: stored.codes.mT, shape, bits=8)
 
 
 def _row_of_scales(b: Builder, name: str, stored: QuantizedTensor) -> ir.Value:

@@ -17,7 +17,7 @@ from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype
 from torch import Tensor, fx
 from torch.nn import functional
 
-from planish.ir.quant import QuantizedTensor, dequantize, unpack
+from planish.ir.quant import QuantizedTensor, dequantize
 from planish.lowering.onnx.builder import Builder, Emitter
 from planish.lowering.onnx.target import CONTRIB
 
@@ -134,16 +134,9 @@ def stored(
     return b.initializer(name, ir.LazyTensor(contents, kind, ir.Shape(shape)))
 
 
-def codes(weight: QuantizedTensor) -> Tensor:
-    """The codes of a weight, int8 [..., N, K]."""
-    return unpack(weight.packed, weight.scheme.bits, weight.shape[-1])
-
-
-def _zero_points(weight: QuantizedTensor) -> Tensor:
-    """int8 [..., N, G]."""
-    assert weight.zero_point is not None
-    columns = unpack(weight.zero_point.transpose(-1, -2), weight.scheme.bits, weight.shape[-2])
-    return columns.transpose(-1, -2)
+def _zeros(weight: QuantizedTensor) -> Tensor:
+    assert weight.zeros is not None
+    return weight.zeros
 
 
 def _unsigned(codes: Tensor, bits: int) -> Tensor:
@@ -151,13 +144,13 @@ def _unsigned(codes: Tensor, bits: int) -> Tensor:
 
 
 def _packed_blocks(weight: QuantizedTensor, bits: int, size: int) -> Tensor:
-    unsigned = _unsigned(codes(weight), bits)
+    unsigned = _unsigned(weight.codes, bits)
     filled = functional.pad(unsigned, (0, -unsigned.shape[1] % size), value=1 << (bits - 1))
     return _fill_bytes(filled.unflatten(1, (-1, size)), bits)
 
 
 def _packed_zeros(weight: QuantizedTensor, bits: int, repeats: int) -> Tensor:
-    return _fill_bytes(_unsigned(_zero_points(weight).repeat_interleave(repeats, 1), bits), bits)
+    return _fill_bytes(_unsigned(_zeros(weight).repeat_interleave(repeats, 1), bits), bits)
 
 
 def _fill_bytes(codes: Tensor, bits: int) -> Tensor:
@@ -240,12 +233,12 @@ def _standard(b: Builder, name: str, weight: QuantizedTensor, *, turned: bool) -
 
     shape = placed(torch.empty(weight.shape, device="meta")).shape
     blocks = each_block(torch.empty(weight.scale.shape, device="meta")).shape
-    packed = stored(b, f"{name}_packed{suffix}", lambda: placed(codes(weight)), shape, bits)
+    packed = stored(b, f"{name}_packed{suffix}", lambda: placed(weight.codes), shape, bits)
     scales = each_block(weight.scale.to(dtype))
     zeros = None
     if weight.zero_point is not None:
         label = f"{name}_zero_point{suffix}"
-        zeros = stored(b, label, lambda: each_block(_zero_points(weight)), blocks, bits)
+        zeros = stored(b, label, lambda: each_block(_zeros(weight)), blocks, bits)
     made = b.op(
         "DequantizeLinear",
         packed,
