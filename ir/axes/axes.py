@@ -63,7 +63,8 @@ class Axes:
     Attributes:
         all: in the order of their first members.
         terms: of each dimension of each stored tensor.
-        values: of each dimension of each input and result, by name.
+        values: of each dimension of each input and result, by name; of constants that the graph
+            makes, `NAME for READER`.
         reasons: where the graph was not understood: node and why.
         classes: the analysis that they come from.
     """
@@ -121,6 +122,8 @@ def find_in(flow: Flow, states: Mapping[str, str] | None = None) -> Axes:
         for value, several in found.terms.items()
         if value.name not in terms
     }
+    for (value, reader), several in found.uses.items():
+        values[f"{value.name} for {reader}"] = tuple(map(resolved, several))
     return Axes(axes, terms, values, reasons, found)
 
 
@@ -207,7 +210,8 @@ def text(axes: Axes) -> str:
     """One axis a line: size, members, what it allows, and what limits it."""
     lines = []
     for axis in axes.all:
-        can = [symmetry for symmetry in SYMMETRIES if axis.allows(symmetry)]
+        hidden = {"drop"} if axis.allows("cut") else set()
+        can = [one for one in SYMMETRIES if axis.allows(one) and one not in hidden]
         first = axis.members[0]
         more = f" and {len(axis.members) - 1} more" if len(axis.members) > 1 else ""
         line = f"axis {axis.number}: {axis.size}  {first.tensor}[{first.dim}]{more}"

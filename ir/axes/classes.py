@@ -8,8 +8,11 @@ says nothing about independence: after `x @ x.T` query and key positions are one
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
+from planish.ir.axes.expressions import is_segment, is_whole, values_of
+from planish.ir.axes.kinds import MIXED, WHOLE, by_place, each
+from planish.ir.axes.names import Blank, Name, Names
 from planish.ir.axes.sites import Site
 from planish.ir.axes.terms import (
     UNIT,
@@ -43,31 +46,6 @@ from planish.ir.flow.vocabulary import (
 
 Terms = tuple[Term, ...]
 
-WHOLE = {
-    "contract": "contracted",
-    "sum": "summed",
-    "mean": "averaged",
-    "extreme": "maximum",
-    "statistic": "statistic",
-    "softmax": "softmax",
-    "norm": "layer norm",
-    "layer norm": "layer norm",
-    "rms norm": "rms norm",
-    "gather": "looked up",
-    "scatter": "written by index",
-    "window": "neighbours",
-    "scan": "running",
-    "order": "sorted",
-    "transform": "transformed",
-}
-"""What is done along a dimension that is read whole, or whose elements read each other."""
-
-_LINEAR = {"linear", "copy", "sum", "mean", "gather", "hadamard"}
-"""What is linear in one operand, if the others have the same at every index."""
-
-_EACH = {"homogeneous": "homogeneous", "add": "add"}
-"""What is done along a dimension at whose every index the same happens; else: each by itself."""
-
 
 class Classes:
     """The terms of every value, and the sites along them.
@@ -85,6 +63,8 @@ class Classes:
         sites: each with the term it is along, resolved only when all is known: a dimension is
             often split many nodes after the first thing was done along it.
         reasons: for dimensions that were not understood, why.
+        uses: of what reads nothing, such as `arange`, the terms that it has for each reader. Two
+            readers of one constant need not read it along one axis.
     """
 
     def __init__(self, flow: Flow, states: Mapping[str, str] | None = None) -> None:
@@ -96,10 +76,13 @@ class Classes:
         self.parts: dict[Expression, Terms] = {}
         self.sites: list[tuple[Term, Site]] = []
         self.reasons: list[tuple[Node, str]] = []
+        self.uses: dict[tuple[Value, str], Terms] = {}
+        self._fills: dict[Value, Fill] = {}
         self._constant: set[Value] = set(flow.stored)
         self._atoms: dict[Term, frozenset[Leaf]] = {}
         self._node = Node("", "", (), ())
         self._known = flow.known
+        self.names = Names(self.parts, self._done, self._site)
         self.inputs = {
             expression: values_of(expression)
             for node in flow.nodes
@@ -116,13 +99,19 @@ class Classes:
         for node in flow.nodes:
             self._read(node)
         for name, value in flow.outputs.items():
+            self._node = Node(name, "output", (), ())
+            self.names.use(value, "output")
             if name not in states.values():
-                self._pin(self.terms[value], Site("output", name, "output"))
+                self._pin(self.terms[value], self._site("output"))
         for before, after in self.carried:
             self._carry(self.terms[before], self.terms[after])
         for state in flow.states:
             self._pin(self.terms[state.after], Site("state", state.name, "state"))
             self._pin(self.terms[state.before], Site("state", state.name, "state"))
+            self._node = Node(state.name, "state", (), ())
+            self.names.use(state.after, "state")
+        kept = [term for value in flow.stored for term in self.terms[value]]
+        self.sites += self.names.rows.settled(self.sites, kept)
 
     def _read(self, node: Node) -> None:
         self._node = node
@@ -139,13 +128,32 @@ class Classes:
                 self._pin(terms, self._site("opaque"))
                 for operand in values_of(expression):
                     self._pin(self.terms.get(operand, ()), self._site("opaque"))
-            self.terms[output] = terms
+                    self.names.use(operand, "opaque")
+            self.terms[output] = self.parts[output] = terms
             if values_of(expression) and all(
                 one in self._constant for one in values_of(expression)
             ):
                 self._constant.add(output)
-            if isinstance(self._known.get(output), Counting):
-                self._pin(terms, self._site("counted"))
+            self.names.mean(output, self.names.of(expression))
+            if isinstance(expression, Fill):
+                self._fills[output] = expression
+        for control in node.controls:
+            self.names.use(control)
+
+    def _made(self, value: Value, fill: Fill) -> Terms:
+        """What reads nothing, for its reader: `arange` names the places of its own dimension."""
+        use = (value, self._node.name)
+        if use in self.uses:
+            return self.uses[use]
+        terms = self.uses[use] = tuple(map(leaf, fill.shape))
+        known = self._known.get(value)
+        if fill.content == "uninitialized":
+            self.names.mean(value, Blank())
+        elif isinstance(known, Counting) and (known.base, known.steps) == (0, (1,)):
+            self.names.mean(value, Name(terms[0]))
+        elif fill.content != "constant":
+            self._pin(terms, self._site("counted"))
+        return terms
 
     def atoms(self, term: Term) -> frozenset[Leaf]:
         """The atoms of a term, once all is known."""
@@ -175,6 +183,8 @@ class Classes:
             CannotUnify: if dimensions that are one have no common form.
         """
         match expression:
+            case Value() if expression in self._fills:
+                terms = self._made(expression, self._fills[expression])
             case Value():
                 terms = self.terms[expression]
             case Reads():
@@ -195,16 +205,25 @@ class Classes:
             case _:
                 raise CannotUnify(f"{type(expression).__name__.lower()} is not followed")
         self.parts[expression] = terms
+        if not isinstance(expression, Value):
+            self.names.read(expression)
         return terms
 
     def _reads(self, reads: Reads) -> Terms:
+        for operand in reads.operands:
+            self.of(operand.value)
+        made = self.names.made(reads)
+        return made if made is not None else self._read_along(reads, self.names.picks(reads))
+
+    def _read_along(self, reads: Reads, picked: Container[str]) -> Terms:
+        """The terms of what a result lies along; names pick one place each along some tags."""
         along: list[list[tuple[Term, bool]]] = [[] for _ in reads.shape]
         whole: dict[str, list[tuple[Term, bool]]] = {}
         spread: list[int] = [0] * len(reads.shape)
         unclear: set[int] = set()
         for operand in reads.operands:
             constant = all(one in self._constant for one in values_of(operand.value))
-            terms = self.of(operand.value)
+            terms = self.parts[operand.value]
             for term, tag, size in zip(terms, operand.tags, operand.value.shape, strict=True):
                 if isinstance(tag, str):
                     if size != 1:
@@ -219,15 +238,15 @@ class Classes:
             for dim in range(len(reads.shape)):
                 spread[dim] += dim not in operand.tags
         folded = all(one in self._constant for one in values_of(reads))
-        for group in whole.values():
-            self._together(group, reads.kind, folded)
-        result = [
+        for tag, group in whole.items():
+            self._together(group, "named" if tag in picked else reads.kind, folded)
+        result = tuple(
             self._one(dim, size, along[dim], spread[dim], reads)
             for dim, size in enumerate(reads.shape)
-        ]
-        for dim in unclear:
-            self._done(result[dim], "opaque")
-        return tuple(result)
+        )
+        self._pin((result[dim] for dim in unclear), self._site("opaque"))
+        self._pin((result[dim] for dim in by_place(reads)), self._site("counted"))
+        return result
 
     def _together(self, group: Sequence[tuple[Term, bool]], kind: str, folded: bool) -> None:
         """Dimensions that are read whole, together."""
@@ -267,11 +286,11 @@ class Classes:
         if all(constant for _, constant in along) and reads.kind != "contract":
             return first
         if dim in reads.mixed:
-            self._done(first, WHOLE.get(reads.kind, "statistic"))
+            self._done(first, MIXED.get(reads.kind, "statistic"))
             return first
         operand = reads.operands[0]
         numerator = (dim, size) in zip(operand.tags, operand.value.shape, strict=True)
-        self._done(first, _each(reads.kind, along, spread, numerator))
+        self._done(first, each(reads.kind, along, spread, numerator))
         return first
 
     def _slice(self, part: Slice) -> Terms:
@@ -300,32 +319,6 @@ class Classes:
         return tuple(first)
 
 
-def is_whole(part: Slice) -> bool:
-    """Whether a slice takes every index in order."""
-    whole = part.value.shape[part.dim]
-    return part.size == whole and part.start == 0 and part.step == 1
-
-
-def is_segment(part: Slice) -> bool:
-    """Whether a slice takes consecutive indices whose places are numbers."""
-    return isinstance(part.start, int) and isinstance(part.size, int) and part.step == 1
-
-
-def _each(kind: str, along: Sequence[tuple[Term, bool]], spread: int, numerator: bool) -> str:
-    """What is done at every index alike; `numerator`: to the first operand too."""
-    parameter = any(constant for _, constant in along)
-    alone = len(along) == 1
-    if kind == "contract":
-        return "batched" if not alone else "produced by a weight" if parameter else "linear"
-    if alone and (kind in _LINEAR or (kind == "ratio" and numerator)):
-        return "linear"
-    if kind in _LINEAR:
-        return "scaled by a parameter" if parameter else "multiplied"
-    if kind == "add" and spread:
-        return "shifted"
-    return _EACH.get(kind, "each by itself")
-
-
 def reshaped(terms: Terms, shape: Sequence[Count]) -> Terms:
     """The terms after a row-major reshape: digits are joined and split.
 
@@ -338,18 +331,3 @@ def reshaped(terms: Terms, shape: Sequence[Count]) -> Terms:
         outer, rest = split_factors(rest, size)
         result.append(outer)
     return tuple(result)
-
-
-def inside(expression: Expression) -> list[Expression]:
-    """The expressions that an expression is made of directly."""
-    if isinstance(expression, Reads):
-        return [operand.value for operand in expression.operands]
-    one = getattr(expression, "value", None)
-    return [*getattr(expression, "operands", ()), *([one] if one is not None else [])]
-
-
-def values_of(expression: Expression) -> list[Value]:
-    """The values that an expression is made of."""
-    if isinstance(expression, Value):
-        return [expression]
-    return [value for one in inside(expression) for value in values_of(one)]

@@ -1,13 +1,17 @@
-"""Removing indices of axes: from tensors, and from the numbers in the graph that count them."""
+"""Removing indices of axes: from tensors, and from the numbers in the graph that count them.
+
+`cut` removes what might as well be zero. `drop` removes what competes, such as experts: there zero
+is a score like any other, and what is never chosen has one of minus infinity.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -39,9 +43,33 @@ def cut(axes: Axes, program: Program, kept: Mapping[Axis, Tensor]) -> Program:
     Raises:
         CannotCut: if an axis does not allow it, or nothing of it would be left.
     """
+    return _without(axes, program, kept, "cut")
+
+
+def drop(axes: Axes, program: Program, kept: Mapping[Axis, Tensor]) -> Program:
+    """A program without some indices that compete with others, in a choice or a softmax.
+
+    Where nothing is added up but what was chosen, or weighed by the softmax, it computes what the
+    program does whose removed scores are minus infinity. Nothing is checked of that.
+
+    Args:
+        axes: of the program.
+        program: stays as it is.
+        kept: for each axis, the indices to keep, ascending.
+
+    Raises:
+        CannotCut: if an axis does not allow it, or fewer of it would be left than are chosen.
+    """
+    return _without(axes, program, kept, "drop")
+
+
+def _without(
+    axes: Axes, program: Program, kept: Mapping[Axis, Tensor], how: Literal["cut", "drop"]
+) -> Program:
+    done = {"cut": "cut", "drop": "dropped"}[how]
     for axis, indices in kept.items():
-        if limits := axis.limits("cut"):
-            raise CannotCut(f"axis {axis.number} cannot be cut: {limits[0]}")
+        if limits := axis.limits(how):
+            raise CannotCut(f"axis {axis.number} cannot be {done}: {limits[0]}")
         if not len(indices):
             raise CannotCut(f"axis {axis.number} would lose all of its indices")
     work = _Cut(axes, {axis.leaf: indices for axis, indices in kept.items()})
@@ -49,9 +77,11 @@ def cut(axes: Axes, program: Program, kept: Mapping[Axis, Tensor]) -> Program:
         edit.inputs = tuple(work.input(spec) for spec in edit.inputs)
         edit.tensors.update(members(axes, program, work.kept, partial(taken, work.kept)))
         for node in edit.nodes():
-            mend = _BAKED.get(node.target)
-            if mend is not None:
-                mend(work, node, edit)
+            for reader in list(node.users):
+                if work.changes(*axes.values.get(f"{node.name} for {reader.name}", ())):
+                    own = work.own(node, reader, edit)
+                    _BAKED.get(own.target, _nothing)(work, own, edit)
+            _BAKED.get(node.target, _nothing)(work, node, edit)
     return edit.program
 
 
@@ -70,14 +100,23 @@ def zeroed(axes: Axes, program: Program, kept: Mapping[Axis, Tensor]) -> Program
 
 @dataclass(frozen=True)
 class _Cut:
-    """What is kept of each atom that is cut."""
+    """What is kept of each atom that is cut, and the constants that were copied for a reader."""
 
     axes: Axes
     kept: Mapping[Leaf, Tensor]
+    copies: dict[fx.Node, str] = field(default_factory=dict)
 
-    def changes(self, term: Term) -> bool:
-        """Whether a dimension loses indices."""
-        return any(leaf in self.kept for leaf in leaves(term))
+    def changes(self, *terms: Term) -> bool:
+        """Whether any of these dimensions loses indices."""
+        return any(leaf in self.kept for term in terms for leaf in leaves(term))
+
+    def own(self, node: fx.Node, reader: fx.Node, edit: Edit) -> fx.Node:
+        """A copy of a constant for one reader, which others may read along other axes."""
+        with edit.graph.inserting_before(node):
+            copy = edit.graph.node_copy(node)
+        reader.replace_input_with(node, copy)
+        self.copies[copy] = f"{node.name} for {reader.name}"
+        return copy
 
     def count(self, term: Term) -> int:
         """How many indices a dimension keeps."""
@@ -94,12 +133,18 @@ class _Cut:
 
     def of(self, node: Any) -> tuple[Term, ...]:
         """The terms of a node's value."""
+        if node in self.copies:
+            return self.axes.values[self.copies[node]]
         if node.op == "get_attr":
             return self.axes.terms[str(node.target)]
         return self.axes.values[str(node.target) if node.op == "placeholder" else node.name]
 
 
 Mend = Callable[[_Cut, fx.Node, Edit], None]
+
+
+def _nothing(work: _Cut, node: fx.Node, edit: Edit) -> None:
+    """Most operators count no indices."""
 
 
 def _sizes(place: int) -> Mend:
@@ -182,6 +227,37 @@ def _rms_norm(work: _Cut, node: fx.Node, edit: Edit) -> None:
         edit.replace(node, after, f"divides by {size_of(term)} as before")
 
 
+def _end(place: int) -> Mend:
+    """Operators that count from 0 up to a number."""
+
+    def mend(work: _Cut, node: fx.Node, edit: Edit) -> None:  # noqa: ARG001
+        term = work.of(node)[-1]
+        if work.changes(term):
+            node.update_arg(place, work.count(term))
+
+    return mend
+
+
+def _histogram(work: _Cut, node: fx.Node, edit: Edit) -> None:  # noqa: ARG001
+    """As many bins as there are places, up to the last one."""
+    (term,) = work.of(node)
+    if work.changes(term):
+        node.update_arg(1, work.count(term))
+        node.update_arg(3, work.count(term) - 1)
+
+
+def _top(work: _Cut, node: fx.Node, edit: Edit) -> None:  # noqa: ARG001
+    """A choice, from which enough has to be left."""
+    source: Any = node.args[0]
+    terms = work.of(source)
+    _, number, dim, *_ = (*node.args, -1)
+    term = terms[int(dim)]  # type: ignore[arg-type]
+    if work.changes(term) and work.count(term) < int(number):  # type: ignore[arg-type]
+        raise CannotCut(
+            f"{work.count(term)} are left where %{node.name} chooses {number}: keep as many"
+        )
+
+
 def _layer_norm(work: _Cut, node: fx.Node, edit: Edit) -> None:  # noqa: ARG001
     terms = work.of(node)
     inner: Any = node.args[1]
@@ -201,7 +277,17 @@ _BAKED: dict[Any, Mend] = {
     aten.reshape.default: _sizes(1),
     aten.expand.default: _sizes(1),
     aten.zeros.default: _sizes(0),
+    aten.ones.default: _sizes(0),
     aten.full.default: _sizes(0),
+    aten.new_zeros.default: _sizes(1),
+    aten.new_ones.default: _sizes(1),
+    aten.new_full.default: _sizes(1),
+    aten.arange.default: _end(0),
+    aten.arange.start: _end(1),
+    aten.arange.start_step: _end(1),
+    aten.one_hot.default: _end(1),
+    aten.histc.default: _histogram,
+    aten.topk.default: _top,
     aten.slice.Tensor: _slice,
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,

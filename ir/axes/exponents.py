@@ -11,7 +11,8 @@ import itertools
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
-from planish.ir.axes.classes import Classes, inside, is_segment, is_whole
+from planish.ir.axes.classes import Classes
+from planish.ir.axes.expressions import inside, is_segment, is_whole
 from planish.ir.axes.linear import Form, combined
 from planish.ir.axes.terms import Leaf, Product, Sum, Term, leaves, resolved
 from planish.ir.flow.graph import Flow, Node

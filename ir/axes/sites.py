@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Symmetry = Literal["permute", "cut", "rotate"]
+Symmetry = Literal["permute", "cut", "drop", "rotate"]
 
-SYMMETRIES: tuple[Symmetry, ...] = ("permute", "cut", "rotate")
-"""Permute: reorder the indices. Cut: remove some, equal to setting them to zero. Rotate: mix them
-by an orthogonal matrix."""
+SYMMETRIES: tuple[Symmetry, ...] = ("permute", "cut", "drop", "rotate")
+"""Permute: reorder the indices. Cut: remove some, equal to setting them to zero. Drop: remove some
+that compete, as if their scores were minus infinity. Rotate: mix them by an orthogonal matrix."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Site:
 
 
 ALL: frozenset[Symmetry] = frozenset(SYMMETRIES)
-_REORDER: frozenset[Symmetry] = frozenset({"permute", "cut"})
+_REORDER: frozenset[Symmetry] = frozenset({"permute", "cut", "drop"})
+_COMPETE: frozenset[Symmetry] = frozenset({"permute", "drop"})
 _ORDER_ONLY: frozenset[Symmetry] = frozenset({"permute"})
 _NOTHING: frozenset[Symmetry] = frozenset()
 
@@ -55,11 +56,15 @@ ALLOWS: dict[str, frozenset[Symmetry]] = {
     "batched": _REORDER,
     "repeated": _REORDER,
     "summed": _REORDER,
+    # any order, and as few as are left
+    "softmax": _COMPETE,
+    "chosen": _COMPETE,
+    "named": _COMPETE,
     # any order, but all of them
     "averaged": _ORDER_ONLY,
     "maximum": _ORDER_ONLY,
     "statistic": _ORDER_ONLY,
-    "softmax": _ORDER_ONLY,
+    "ranked": _ORDER_ONLY,
     "layer norm": _ORDER_ONLY,
     # places that count
     "input": _NOTHING,
@@ -76,4 +81,5 @@ ALLOWS: dict[str, frozenset[Symmetry]] = {
     "opaque": _NOTHING,
 }
 """What each kind of site leaves possible. Along a softmax, an average or a layer norm a cut runs,
-and is not what setting to zero gives."""
+and is not what setting to zero gives. `named` is what integers pick that name
+places along an axis and move with it (`planish.ir.axes.names`)."""

@@ -94,8 +94,15 @@ class Written(Law):
     masked: bool = False
 
 
+@dataclass(frozen=True, eq=False)
 class ByPlace(Law):
-    """A function of each element's place too: triangles, causal masks, chance."""
+    """A function of each element's place too: triangles, causal masks, chance.
+
+    Attributes:
+        dims: the dimensions of the result along which the place matters; None for all.
+    """
+
+    dims: tuple[int, ...] | None = None
 
 
 class Rearranged(Law):
@@ -107,6 +114,14 @@ class Below(Law):
     """Integers from 0 up to, but not including, a size."""
 
     size: Count
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen(Below):
+    """Integers that are places of `value` along `dim`; of None: in all of it, row by row."""
+
+    value: Expression
+    dim: int | None
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,6 +90,6 @@ def indexed(value: Expression, indices: Indices, knows: Knows, shape: Shape) -> 
         places = tuple(range(first + joint - len(one.shape), first + joint))
         value, tag = lookup(value, dim, knows(one), places, one.shape)
         tags.append(tag)
-        operands.append(Operand(one, places))
+        operands.append(Operand(one, places, dim))
     law = Looked(whole, indices)
     return Reads(shape, (Operand(value, tuple(tags)), *operands), "gather", law=law)

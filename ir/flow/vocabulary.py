@@ -64,10 +64,17 @@ class Value(Expression):
 
 @dataclass(frozen=True)
 class Operand:
-    """One operand of `Reads`: a tag for each of its dimensions."""
+    """One operand of `Reads`: a tag for each of its dimensions.
+
+    Attributes:
+        value: what is read.
+        tags: of its dimensions.
+        into: if its elements are places along a dimension of the first operand, which one.
+    """
 
     value: Expression
     tags: tuple[Tag, ...]
+    into: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +158,8 @@ class Fill(Expression):
 
     Attributes:
         shape: of the result.
-        content: `"constant"`, `"random"`, or `"uninitialized"`: what other requests left behind.
+        content: `"constant"` if all are equal, `"by place"` if not, `"random"`, or
+            `"uninitialized"`: what other requests left behind.
     """
 
     shape: Shape
@@ -234,6 +242,8 @@ KINDS = {
     "homogeneous": "f(a x) = a f(x) for a > 0, such as relu",
     "square": "a power of each element",
     "nonlinear": "any function of each element",
+    "equal": "whether two operands are equal, or whether they differ",
+    "one hot": "a one at the place that each element names, and zeros",
     "contract": "a sum of products over what is read whole",
     "sum": "a sum over what is read whole",
     "mean": "a mean over what is read whole",

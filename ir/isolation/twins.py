@@ -31,6 +31,7 @@ from planish.ir.isolation.parts import is_whole, same
 BY_ROW = frozenset(
     [
         *("copy", "linear", "add", "shift", "hadamard", "homogeneous", "square", "nonlinear"),
+        *("equal", "one hot"),
         *("contract", "sum", "mean", "extreme", "statistic", "softmax", "norm", "rms norm"),
         "gather",
     ]

@@ -71,7 +71,8 @@ def attended(
     )
     if mask is not None:
         scores = pointwise("nonlinear", scores, mask, shape=scores.shape)
-    weights = along("softmax", scores, (lead + 1,), law=ByPlace())  # it may be causal
+    causal = ByPlace((lead, lead + 1))  # it may be
+    weights = along("softmax", scores, (lead + 1,), law=causal)
     return contraction(
         shape,
         (weights, (*places, lead, "positions")),

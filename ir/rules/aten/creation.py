@@ -14,11 +14,14 @@ from planish.ir.flow.vocabulary import Expression, Fill
 
 CONTENTS = {
     "constant": """
-        arange.default arange.start arange.start_step eye.default eye.m full.default
-        full_like.default linspace.default logspace.default new_full.default new_ones.default
-        new_zeros.default ones.default ones_like.default scalar_tensor.default tril_indices.default
-        triu_indices.default zeros.default zeros_like.default hann_window.default
-        hamming_window.default hann_window.periodic fill.Scalar
+        full.default full_like.default new_full.default new_ones.default new_zeros.default
+        ones.default ones_like.default scalar_tensor.default zeros.default zeros_like.default
+        fill.Scalar
+    """,
+    "by place": """
+        arange.default arange.start arange.start_step eye.default eye.m linspace.default
+        logspace.default tril_indices.default triu_indices.default hann_window.default
+        hamming_window.default hann_window.periodic
     """,
     "random": """
         rand.default rand_like.default randint.default randint.low randint_like.default

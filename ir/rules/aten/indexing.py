@@ -55,7 +55,7 @@ def index_select(call: Call) -> Expression:
     places = (dim,) if one.shape else ()
     value, tag = lookup(value, dim, call.known(one), places, one.shape)
     tags = tuple(tag if place == dim else place for place in range(rank))
-    return Reads(call.shape, (Operand(value, tags), Operand(one, places)), "gather")
+    return Reads(call.shape, (Operand(value, tags), Operand(one, places, dim)), "gather")
 
 
 def embedding(call: Call) -> Expression:
@@ -66,7 +66,7 @@ def embedding(call: Call) -> Expression:
     rank = len(call.shape)
     places = tuple(range(rank - 1))
     table, tag = lookup(table, 0, call.known(one), places, one.shape)
-    return Reads(call.shape, (Operand(table, (tag, rank - 1)), Operand(one, places)), "gather")
+    return Reads(call.shape, (Operand(table, (tag, rank - 1)), Operand(one, places, 0)), "gather")
 
 
 def gather(call: Call) -> Expression:
@@ -85,7 +85,7 @@ def gathered(value: Expression, dim: int, one: Expression, known: Known | None) 
     places = tuple(range(rank))
     value, tag = lookup(value, dim, known, places, one.shape)
     tags = tuple(tag if place == dim else place for place in places)
-    return Reads(one.shape, (Operand(value, tags), Operand(one, places)), "gather")
+    return Reads(one.shape, (Operand(value, tags), Operand(one, places, dim)), "gather")
 
 
 def scatter(call: Call) -> Expression:
@@ -128,7 +128,7 @@ def scattered(
         and counting.steps[dim] == 1
         and not any(step != 0 for place, step in enumerate(counting.steps) if place != dim)
     )
-    for other in (one, *sources):
+    for number, other in enumerate((one, *sources)):
         part = other
         tags: list[Tag] = []
         for place in range(rank):
@@ -138,7 +138,7 @@ def scattered(
             begin = counting.base if place == dim and counting is not None else 0
             part = _placed(part, place, begin, one.shape[place], value.shape[place])
             tags.append(place)
-        operands.append(Operand(part, tuple(tags)))
+        operands.append(Operand(part, tuple(tags), dim if number == 0 else None))
     return Reads(value.shape, tuple(operands), "scatter")
 
 
@@ -176,7 +176,7 @@ def index_put(call: Call) -> Expression:
     for dim in given:
         shape = indices[dim].shape
         places = [tags[len(lead) + joint - len(shape) + n] for n in range(len(shape))]
-        operands.append(Operand(indices[dim], tuple(places)))
+        operands.append(Operand(indices[dim], tuple(places), dim))
     return Reads(value.shape, tuple(operands), "scatter", law=law)
 
 
@@ -240,7 +240,7 @@ def index_add(call: Call) -> Expression:
     dim = call.dim(call["dim"], rank)
     others = _written(call, "source")
     tags = tuple("written" if place == dim else place for place in range(rank))
-    operands = [aligned(value, rank), Operand(one, ("written",) if one.shape else ())]
+    operands = [aligned(value, rank), Operand(one, ("written",) if one.shape else (), dim)]
     operands += [Operand(other, tags if other.shape else ()) for other in others]
     law = None
     if others and others[0].shape and len(one.shape) == 1:
@@ -254,7 +254,8 @@ def one_hot(call: Call) -> Expression:
     if call["num_classes"] == -1:
         raise NotCovered("as many classes as the data say")
     rank = len(value.shape)
-    return Reads(call.shape, (Operand(value, tuple(range(rank))),), "nonlinear", law=ByPlace())
+    number = Operand(value, tuple(range(rank)))
+    return Reads(call.shape, (number,), "one hot", law=ByPlace())
 
 
 def embedding_bag(call: Call) -> tuple[Expression, ...]:

@@ -22,17 +22,18 @@ KINDS = {
     "ratio": "true_divide div divide",
     "homogeneous": "relu leaky_relu abs maximum minimum fmax fmin _prelu_kernel",
     "square": "square pow",
+    "equal": "eq ne not_equal",
     "nonlinear": """
         acos acosh addcdiv addcmul angle asin asinh atan atan2 atanh arctan2
         bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor
         __and__ __or__ __xor__ __lshift__ __rshift__
         ceil celu clamp clamp_max clamp_min clip copysign cos cosh digamma elu
-        eq erf erfc erfinv exp exp2 expm1 float_power floor floor_divide fmod frac gcd ge gelu
+        erf erfc erfinv exp exp2 expm1 float_power floor floor_divide fmod frac gcd ge gelu
         greater greater_equal gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot i0 igamma
         igammac isclose isfinite isinf isnan isneginf isposinf isreal lcm ldexp le lerp less
         less_equal lgamma log log10 log1p log2 log_sigmoid logaddexp logaddexp2 logical_and
-        logical_not logical_or logical_xor logit lt masked_fill mish mvlgamma nan_to_num ne
-        nextafter not_equal polygamma reciprocal relu6 remainder round rsqrt selu sgn
+        logical_not logical_or logical_xor logit lt masked_fill mish mvlgamma nan_to_num
+        nextafter polygamma reciprocal relu6 remainder round rsqrt selu sgn
         sigmoid sign signbit silu sin sinc sinh softplus softshrink special_bessel_j0
         special_bessel_j1 special_entr special_erfcx special_i0e special_i1 special_i1e
         special_log_ndtr special_ndtri special_xlog1py special_zeta sqrt tan tanh
@@ -41,8 +42,10 @@ KINDS = {
 }
 """Packets by what they compute; the ranges of a fake quantization are arguments."""
 
-BY_PLACE = "tril.default triu.default bernoulli.default bernoulli.p bernoulli.Tensor"
-"""`tril` and `triu` clear elements by their place alone; chance is another at each place."""
+TRIANGLES = "tril.default triu.default"
+"""They clear elements by their place alone, along the last two dimensions."""
+
+BY_CHANCE = "bernoulli.default bernoulli.p bernoulli.Tensor"
 
 RESCALED = "div.Scalar mul.Scalar div.Scalar_mode"
 """Products with a number, which are linear."""
@@ -145,6 +148,13 @@ def _along(parameter: Expression, dim: int, rank: int) -> Expression:
     return Reshape(parameter, (*parameter.shape, *(1,) * (rank - 1 - dim)))
 
 
+def triangle(call: Call) -> Expression:
+    """`tril(x, k)` and `triu(x, k)`."""
+    rank = len(call.shape)
+    law = ByPlace((rank - 2, rank - 1))
+    return pointwise("nonlinear", *call.tensors(), shape=call.shape, law=law)
+
+
 def dropout(call: Call) -> Result:
     """Zeroes by chance, alike for every content; the mask reads nothing of the data."""
     value = pointwise("linear", *call.tensors(), shape=call.shape, law=ByPlace())
@@ -168,7 +178,8 @@ def _table() -> dict[str, Rule]:
     rules |= {f"aten.where.{name}": where for name in WHERE.split()}
     divisions = "floor_divide.default floor_divide.Scalar div.Tensor_mode div.Scalar_mode"
     rules |= {f"aten.{name}": floor_divide for name in divisions.split()}
-    rules |= {f"aten.{name}": _rule("nonlinear", ByPlace()) for name in BY_PLACE.split()}
+    rules |= {f"aten.{name}": triangle for name in TRIANGLES.split()}
+    rules |= {f"aten.{name}": _rule("nonlinear", ByPlace()) for name in BY_CHANCE.split()}
     rules["aten.copy.default"] = copied
     rules["aten.prelu.default"] = prelu
     rules["aten.fake_quantize_per_channel_affine.default"] = fake_quantize

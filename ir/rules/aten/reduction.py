@@ -9,13 +9,14 @@ import torch
 from planish.ir.flow.call import Call, NotCovered, Result, Rule
 from planish.ir.flow.laws import (
     Arrangement,
-    Below,
+    Chosen,
     Histogram,
     Picked,
     Places,
     RunningSum,
     Sorting,
 )
+from planish.ir.flow.polynomial import product
 from planish.ir.flow.vocabulary import (
     Expression,
     Operand,
@@ -45,6 +46,16 @@ REDUCTIONS = {
     """,
 }
 
+PLACES = [
+    f"aten.{name}.{overload}"
+    for overload, names in (
+        ("default", ("argmax", "argmin", "kthvalue", "mode")),
+        ("dim", ("max", "min", "median", "nanmedian")),
+    )
+    for name in names
+]
+"""Reductions that say where: those that find an element, and those that also give it."""
+
 ALONG = {
     "softmax": """
         _softmax.default _log_softmax.default softmax.int log_softmax.int _safe_softmax.default
@@ -72,7 +83,12 @@ def _reduce(kind: str) -> Rule:
             raise NotCovered("a second tensor")
         dims = _dims(call, len(value.shape))
         kept = len(call.shape) == len(value.shape)
-        return tuple(reduction(kind, value, dims, kept) for _ in call.outputs)
+        found = [reduction(kind, value, dims, kept) for _ in call.outputs]
+        if call.operator in PLACES:  # the last result says where, by one dimension or by all
+            dim = dims[0] if len(dims) == 1 else None
+            size = product(value.shape[one] for one in dims)
+            found[-1] = replace(found[-1], law=Chosen(size, value, dim))
+        return tuple(found)
 
     return rule
 
@@ -130,7 +146,7 @@ def topk(call: Call) -> tuple[Expression, ...]:
     rank = len(value.shape)
     dim = call.dim(call["dim"], rank)
     read = tuple(chosen(value, dim, output.shape) for output in call.outputs)
-    return (read[0], replace(read[1], law=Below(value.shape[dim]))) if rank else read
+    return (read[0], replace(read[1], law=Chosen(value.shape[dim], value, dim))) if rank else read
 
 
 def chosen(value: Expression, dim: int, shape: Shape, kind: str = "order") -> Reads:

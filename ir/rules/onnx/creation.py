@@ -32,7 +32,7 @@ def shape_of(call: OnnxCall) -> Expression:
     shape: Shape = (len(_part(call)),) if call.name == "Shape" else ()
     if any(map(by_data, value.shape)):
         return everything("statistic", shape, value)
-    return Fill(shape)
+    return Fill(shape, "by place")
 
 
 def constant(_: OnnxCall) -> Expression:
@@ -56,7 +56,7 @@ def _sizes(call: OnnxCall, place: int) -> Shape:
 def eye(call: OnnxCall) -> Expression:
     """`EyeLike(x)`: only the shape of x."""
     call.ignore("dtype", "k")
-    return Fill(call.input(0).shape)
+    return Fill(call.input(0).shape, "by place")
 
 
 def random(call: OnnxCall) -> Expression:
@@ -84,7 +84,7 @@ def count_up(call: OnnxCall) -> Expression:
     call.ignore("stash_type")
     length = _length(call)
     if length is not None:
-        return Fill((length,))
+        return Fill((length,), "by place")
     values = [of_rank(one, 0, 1) for one in call.tensors()]
     if all((call.control(place) is None) for place in range(3)):
         why = "how long a range is depends on the data"
@@ -106,7 +106,7 @@ def _length(call: OnnxCall) -> Count | None:
 def window(call: OnnxCall) -> Expression:
     """`HannWindow` and others: of a given size."""
     call.ignore("output_datatype", "periodic")
-    return Fill(_sizes(call, 0))
+    return Fill(_sizes(call, 0), "by place")
 
 
 def mel_weights(call: OnnxCall) -> Expression:

@@ -97,7 +97,8 @@ def one_hot(call: OnnxCall) -> Expression:
         raise NotCovered("a depth that may be negative")
     tags = tuple(place for place in range(rank) if place != dim)
     shape = (*indices.shape[:dim], depth, *indices.shape[dim:])
-    return Reads(shape, (Operand(indices, tags), Operand(values, ("which",))), "nonlinear")
+    operands = (Operand(indices, tags), Operand(values, ("which",)))
+    return Reads(shape, operands, "one hot")
 
 
 def scatter_elements(call: OnnxCall) -> Expression:

@@ -15,9 +15,10 @@ KINDS = {
     "hadamard": "Mul",
     "homogeneous": "Relu LeakyRelu Abs",
     "square": "Pow",
+    "equal": "Equal",
     "nonlinear": """
         Acos Acosh And Asin Asinh Atan Atanh BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr
-        BitwiseXor Ceil Celu Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual
+        BitwiseXor Ceil Celu Cos Cosh Div Elu Erf Exp Floor Gelu Greater GreaterOrEqual
         HardSigmoid HardSwish IsInf IsNaN Less LessOrEqual Log Max Mean Min Mish Mod Not Or
         Reciprocal RegexFullMatch Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt
         StringConcat SwiGLU Swish Tan Tanh ThresholdedRelu Xor

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planish.ir.flow.call import NotCovered, Result
 from planish.ir.flow.known import Known, Numbers, numbers
+from planish.ir.flow.laws import Chosen
 from planish.ir.flow.polynomial import product
 from planish.ir.flow.vocabulary import (
     Expression,
@@ -57,7 +60,8 @@ def arg_extreme(call: OnnxCall) -> Expression:
     value = call.input(0)
     call.ignore("select_last_index")
     dim = call.place(call.attribute("axis", 0), len(value.shape))
-    return reduction("statistic", value, (dim,), bool(call.attribute("keepdims", 1)))
+    read = reduction("statistic", value, (dim,), bool(call.attribute("keepdims", 1)))
+    return replace(read, law=Chosen(value.shape[dim], value, dim))
 
 
 def softmax(call: OnnxCall) -> Expression:
@@ -103,7 +107,8 @@ def top_k(call: OnnxCall) -> Result:
         shape = replace_at(
             value.shape, dim, minimum(number, value.shape[dim]) if call.version >= 24 else number
         )
-    return tuple(chosen(value, dim, shape) for _ in call.outputs)
+    read = chosen(value, dim, shape)
+    return (read, replace(read, law=Chosen(value.shape[dim], value, dim)))[: len(call.outputs)]
 
 
 def lp_norm(call: OnnxCall) -> Expression:

@@ -244,7 +244,7 @@ def test_a_stream_that_is_read_without_a_norm_cannot_be_centred(back: bool) -> N
         center(axes, program, width)
 
 
-@pytest.mark.parametrize("family", ["llama", "falcon", "gpt2", "vit", "mobilenet_v2"])
+@pytest.mark.parametrize("family", ["llama", "falcon", "gpt2", "mixtral", "vit", "mobilenet_v2"])
 def test_axes_as_text(family: str) -> None:
     golden = Path(__file__).parent / f"{family}.txt"
     assert text(find(captured(family, 1)[1])) == golden.read_text()

@@ -49,7 +49,7 @@ def feeds_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return feeds
 
 
-@pytest.mark.parametrize("family", ["bert", "llama", "resnet", "gpt2", "swin"])
+@pytest.mark.parametrize("family", ["bert", "llama", "mixtral", "resnet", "gpt2", "swin"])
 def test_permuting_initializers_changes_nothing(family: str, tmp_path: Path) -> None:
     lower(captured(family, 1)[1], tmp_path)
     model = onnx.load(tmp_path / "model.onnx")
