@@ -109,7 +109,7 @@ def test_a_state_along_the_first_axis_reaches_both_of_its_rows(rate: int) -> Non
     before = session.run(None, feeds)
     feeds["state"][1] = 1
     for old, new in zip(before, session.run(None, feeds), strict=True):
-        assert not np.array_equal(old[0], new[0])
+        assert not np.array_equal(np.asarray(old)[0], np.asarray(new)[0])
 
 
 @pytest.mark.parametrize("file", ["silero_vad_half.onnx", "silero_vad_16k_op15.onnx"])
