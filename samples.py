@@ -45,15 +45,15 @@ def as_samples(
 
     Args:
         given: batches of inputs by name, or a file of text: its first tokens are cut into `CHECKED`
-            samples of `LENGTH` (model inputs other than text are filled in: all tokens attended,
-            no cache).
+            samples of `LENGTH`. Inputs that come beside `input_ids` are filled in where they are
+            missing: all tokens attended, no cache.
         program: decides which inputs there are; a text needs the tokenizer of its folder.
 
     Raises:
         BadSamples: if the text is too short, or the model has no tokenizer.
     """
     if not isinstance(given, (str, Path)):
-        return tuple(dict(sample) for sample in given)
+        return tuple(_completed(program, sample) for sample in given)
     tokens = _tokens(given, program)
     count = min(CHECKED, len(tokens) // LENGTH)
     rows = torch.tensor(tokens[: count * LENGTH]).reshape(count, 1, LENGTH)
@@ -89,12 +89,20 @@ def as_calibration(
     """
     count, length, together = CALIBRATION
     if not isinstance(given, (str, Path)):
-        return tuple(dict(sample) for sample in given)
+        return tuple(_completed(program, sample) for sample in given)
     tokens = _tokens(given, program)
     length = min([length, len(tokens), *_bounds(program)])
     count = min(count, len(tokens) // length)
     rows = torch.tensor(tokens[: count * length]).reshape(count, length)
     return tuple(_inputs(program, part) for part in rows.split(together))
+
+
+def _completed(program: Program, sample: Mapping[str, Tensor]) -> Sample:
+    """A batch with what its tokens do not say filled in."""
+    missing = {spec.name for spec in program.inputs} - set(sample)
+    if not missing or "input_ids" not in sample:
+        return dict(sample)
+    return {**_inputs(program, sample["input_ids"]), **sample}
 
 
 def default_samples(program: Program) -> tuple[Sample, ...]:

@@ -118,3 +118,17 @@ def test_a_text_calibrates_with_more_than_it_checks(
 def test_given_batches_all_calibrate(program: Program) -> None:
     given = [program.samples[0]] * 6
     assert as_calibration(given, program) == tuple(given)
+
+
+def test_batches_of_tokens_are_filled_in_and_what_is_given_stays(program: Program) -> None:
+    tokens = torch.randint(0, 50, (2, 7))
+    mask = torch.ones(2, 7, dtype=torch.int64)
+    mask[0, :2] = 0
+    whole, masked = as_samples(
+        [{"input_ids": tokens}, {"input_ids": tokens, "attention_mask": mask}], program
+    )
+    assert set(whole) == {spec.name for spec in program.inputs}
+    assert torch.equal(whole["input_ids"], tokens)
+    assert bool(whole["attention_mask"].all())
+    assert torch.equal(masked["attention_mask"], mask)
+    assert program.run(**masked)["logits"].shape[:2] == (2, 7)
