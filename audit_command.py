@@ -30,6 +30,8 @@ class Options:
     input_shapes: tuple[str, ...] = ()
     witness: Path | None = None
     optimized: bool = False
+    cu_seqlens: tuple[str, ...] = ()
+    segment_ids: tuple[str, ...] = ()
 
 
 def main(given: Sequence[str], options: Options, form: str, output: Path | None) -> int:
@@ -77,6 +79,8 @@ def _command(given: Sequence[str], options: Options) -> str:
         "--shared": options.shared,
         "--internal": options.internal,
         "--owner-map": (options.owner_map,),
+        "--cu-seqlens": options.cu_seqlens,
+        "--segment-ids": options.segment_ids,
         "--spec": (options.spec,),
         "--input-shape": options.input_shapes,
         "--witness": (options.witness,),
@@ -176,6 +180,8 @@ def _labels(options: Options) -> dict[str, Any]:
         "shared": options.shared,
         "internal": options.internal,
         "owner_map": options.owner_map,
+        "cu_seqlens": options.cu_seqlens,
+        "segment_ids": options.segment_ids,
         "spec": options.spec,
     }
 

@@ -63,6 +63,8 @@ KEYS: Mapping[str, _Key] = {
     "owner_map": _Key(
         "a number of rows or a list of owners", lambda value: isinstance(value, int | list | str)
     ),
+    "cu_seqlens": _NAMES,
+    "segment_ids": _NAMES,
     "contracts": _Key(
         "operators with what they read, such as {my.domain::Op: {rows: [0, public]}}",
         lambda value: isinstance(value, dict),

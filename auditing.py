@@ -20,6 +20,7 @@ from planish.ir.isolation.labels import Labels, Owners
 from planish.ir.isolation.programs import EXIT_CODES, NOT_COVERED
 from planish.ir.isolation.verdict import Analysis, Finding, verdict_of
 from planish.runtime.contracts import tried
+from planish.runtime.runnable import CannotRun
 from planish.runtime.witness import Witness
 from planish.waivers import Waiver, applied, parse
 
@@ -119,6 +120,8 @@ def audit(
     shared: Sequence[str] = (),
     internal: Sequence[str] = (),
     owner_map: int | Sequence[int] | str | None = None,
+    cu_seqlens: Sequence[str] = (),
+    segment_ids: Sequence[str] = (),
     spec: str | Path | None = None,
     symbolic_batch: bool = True,
     optimized: bool = False,
@@ -146,7 +149,10 @@ def audit(
         internal: outputs that no request is given.
         owner_map: how many neighbouring rows belong to one request, or the owner of each row of
             an example: `[0, 1, 0, 1]`.
-        spec: a YAML or JSON file with the five options before this one, and `contracts`,
+        cu_seqlens: of a packed batch, whose rows along the batch axes lie one request after
+            another: inputs that hold where each begins, and where the last one ends.
+        segment_ids: of a packed batch, inputs that hold for each row whose it is.
+        spec: a YAML or JSON file with the seven options before this one, and `contracts`,
             `custom_ops` and `waivers`.
         symbolic_batch: for an `nn.Module`, export with a batch of any size.
         optimized: audit an ONNX file as ONNX Runtime rewrites it for the CPU before it runs it:
@@ -179,7 +185,11 @@ def audit(
         (*told.get("shared", ()), *shared),
         (*told.get("internal", ()), *internal),
         Owners.parse(owner_map if owner_map is not None else told.get("owner_map")),
+        (*told.get("cu_seqlens", ()), *cu_seqlens),
+        (*told.get("segment_ids", ()), *segment_ids),
     )
+    if labels.packed and witness is not False:
+        raise CannotRun("a packed batch is not run yet: leave out the search for witnesses.")
     accepted = parse([*told.get("waivers", ()), *waivers])
     met: dict[Contract, dict[str, Call]] = {}  # a graph may be read twice: its last calls count
     declared = {

@@ -163,6 +163,14 @@ def audit(
         str | None,
         Option(help="Rows of one request: 2 (two neighbours), or owners such as 0,1,0,1."),
     ] = None,
+    cu_seqlens: Annotated[
+        list[str] | None,
+        Option(help="Of a packed batch, an input that holds where each request begins and ends."),
+    ] = None,
+    segment_ids: Annotated[
+        list[str] | None,
+        Option(help="Of a packed batch, an input that holds for each row whose it is."),
+    ] = None,
     spec: Annotated[
         Path | None,
         Option(help="A YAML file with batch_axes, ..., contracts of operators, and waivers."),
@@ -224,6 +232,8 @@ def audit(
         tuple(input_shape or ()),
         witness,
         optimized,
+        tuple(cu_seqlens or ()),
+        tuple(segment_ids or ()),
     )
     if replay is not None:
         code = audit_command.replay(replay, Path(targets[0]), as_json=as_json)

@@ -110,6 +110,44 @@ class Rearranged(Law):
 
 
 @dataclass(frozen=True, eq=False)
+class Packed(ByPlace):
+    """Attention over rows that lie one request after another, each of its own request's.
+
+    Attributes:
+        place: the dimension of the result along which they lie.
+        bounds: where each request begins, and where the last one ends: of the queries, of the keys.
+        across: the tag of the dimension of the other operands along which they lie.
+    """
+
+    place: int = 0
+    bounds: tuple[Expression, ...] = ()
+    across: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Weighed(ByPlace):
+    """Attention, or its softmax, where a mask of truth values says which positions take part.
+
+    Attributes:
+        mask: along the last two dimensions of the scores: of the queries, of the keys.
+        place: the dimension of the result along which the queries lie.
+        across: the tag of the dimension of the values along which the keys lie.
+    """
+
+    mask: Expression | None = None
+    place: int = 0
+    across: str = ""
+
+
+class Alike(Law):
+    """Whether the elements of two operands are equal."""
+
+
+class Both(Law):
+    """Whether the elements of both operands are true, if they are truth values."""
+
+
+@dataclass(frozen=True, eq=False)
 class Below(Law):
     """Integers from 0 up to, but not including, a size."""
 

@@ -26,6 +26,7 @@ from planish.ir.flow.vocabulary import (
 from planish.ir.isolation import control, digits
 from planish.ir.isolation.dependence import ADVISORY, MANY, NOTHING, Cause, Dependence, Kind
 from planish.ir.isolation.digits import Map
+from planish.ir.isolation.segments import NO_SEGMENTS, Segments
 
 T = TypeVar("T")
 
@@ -60,8 +61,9 @@ class Interpreter:
         dependences: by value, filled by `run`.
     """
 
-    def __init__(self, given: Mapping[Value, Dependence]) -> None:
+    def __init__(self, given: Mapping[Value, Dependence], segments: Segments = NO_SEGMENTS) -> None:
         self.dependences: dict[Value, Dependence] = dict(given)
+        self._segments = segments
         self._node = Node("", "", (), ())
         self._inside = ""
         self._nested: dict[Flow, Any] = {}  # what was found once, of the node at work
@@ -163,7 +165,9 @@ class Interpreter:
             maps: set[Map] = set()
             causes = set(found.causes)
             for one in found.maps:
-                kept, why = self._along(one, operand, reads)
+                kept, why = self._segments.kept(one, operand, reads), None
+                if kept is None:
+                    kept, why = self._along(one, operand, reads)
                 if why is not None:
                     causes.add(self.cause("value", why))
                 if kept is not None:

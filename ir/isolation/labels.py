@@ -94,6 +94,10 @@ class Labels:
         shared: inputs that are the same for all requests, such as a temperature.
         internal: outputs that no request is given.
         owners: which rows belong together.
+        cu_seqlens: inputs that divide the rows of a packed batch: where each request begins, and
+            where the last one ends. They are the same for all requests.
+        segment_ids: inputs that hold for each row of a packed batch whose it is, along the batch
+            axis. They are the same for all requests, too.
     """
 
     batch_axes: Mapping[str, int | None] = field(default_factory=dict)
@@ -101,6 +105,26 @@ class Labels:
     shared: tuple[str, ...] = ()
     internal: tuple[str, ...] = ()
     owners: Owners = Owners()
+    cu_seqlens: tuple[str, ...] = ()
+    segment_ids: tuple[str, ...] = ()
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows lie one request after another, as inputs say."""
+        return bool(self.cu_seqlens or self.segment_ids)
+
+    def is_shared(self, name: str) -> bool:
+        """Whether an input is the same for all requests."""
+        return name in (*self.shared, *self.cu_seqlens, *self.segment_ids)
+
+    def segment_dims(self, inputs: Sequence[Value]) -> dict[str, int]:
+        """The dimension of the rows of each input that says whose they are."""
+        found = {}
+        for value in inputs:
+            axis = self.axis(value.name, value.shape)
+            if value.name in self.segment_ids and axis is not None:
+                found[value.name] = axis
+        return found
 
     def check(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         """Every name that is used exists.
@@ -108,8 +132,17 @@ class Labels:
         Raises:
             BadLabels: naming what does not, and what there is.
         """
+        if self.packed and self.owners.rows > 1:
+            raise BadLabels(
+                "a packed batch and an owner map both say which rows belong to one request: give "
+                "one of them."
+            )
         for names, there, what in (
-            ((*self.batch_axes, *self.shared), inputs, "input"),
+            (
+                (*self.batch_axes, *self.shared, *self.cu_seqlens, *self.segment_ids),
+                inputs,
+                "input",
+            ),
             ((*self.output_axes, *self.internal), outputs, "output"),
         ):
             for name in names:
@@ -126,7 +159,8 @@ class Labels:
         sizes: list[Count] = []
         for name, shape in inputs.items():
             axis = self.axis(name, shape)
-            if name not in self.shared and axis is not None:
+            public = name in self.shared or name in self.cu_seqlens
+            if not public and axis is not None:
                 sizes.append(shape[axis])
         symbols = [size for size in sizes if isinstance(size, Polynomial)]
         names = sorted({str(size) for size in symbols if size.symbols == {str(size)}})
@@ -162,7 +196,7 @@ class Labels:
             value: the input.
             batch: the number of rows that the inputs have in common.
         """
-        if value.name in self.shared:
+        if self.is_shared(value.name):
             return NOTHING
         axis = self.axis(value.name, value.shape)
         rows = None if axis is None else value.shape[axis]
@@ -196,7 +230,7 @@ class Labels:
         sizes: list[Count] = []
         for value in inputs:
             axis = self.axis(value.name, value.shape)
-            if value.name not in self.shared and axis is not None:
+            if not self.is_shared(value.name) and axis is not None:
                 sizes.append(value.shape[axis])
         several = [size for size in sizes if size != 1] or sizes
         return max(several, key=lambda size: (several.count(size), str(size)), default=None)
@@ -237,6 +271,13 @@ class Labels:
 
     def _said(self, value: Value) -> str | None:
         """Whose an input is, for people."""
+        if value.name in self.cu_seqlens:
+            return (
+                f"{value.name} is the same for all requests, and holds where the rows of each "
+                "begin, from 0 to the number of rows (as declared)"
+            )
+        if value.name in self.segment_ids:
+            return f"{value.name} is the same for all, and holds whose each row is (as declared)"
         if value.name in self.shared:
             return f"{value.name} is the same for all requests (as declared)"
         if self.whole(value.name):

@@ -17,6 +17,7 @@ from planish.ir.isolation.interpret import Interpreter
 from planish.ir.isolation.labels import Labels
 from planish.ir.isolation.parts import resolve
 from planish.ir.isolation.paths import Paths, Place
+from planish.ir.isolation.segments import Segments
 
 Verdict = Literal["isolated", "leaks", "unproven"]
 
@@ -105,7 +106,9 @@ def judged(flow: Flow, labels: Labels) -> Analysis:
     batch = labels.batch(flow.inputs)
     number = len(flow.nodes)
     flow, assumed = put_back(resolve(flow))
-    interpreter = Interpreter({value: labels.of_input(value, batch) for value in flow.inputs})
+    segments = Segments(flow, labels.cu_seqlens, labels.segment_dims(flow.inputs))
+    given = {value: labels.of_input(value, batch) for value in flow.inputs}
+    interpreter = Interpreter(given, segments)
     interpreter.run(flow)
     outputs = list(_judged(flow, labels, batch, interpreter.dependences))
     findings = _findings(outputs, Paths(flow, interpreter.dependences))
@@ -114,13 +117,13 @@ def judged(flow: Flow, labels: Labels) -> Analysis:
         tuple(OutputVerdict(one.name, one.verdict, one.requests) for one in outputs),
         findings,
         flow.unknown_operators,
-        tuple(sorted(assumed)),
+        tuple(sorted(assumed | segments.assumed)),
         number,
         tuple(
             Given(
                 one.name,
                 one.shape,
-                None if one.name in labels.shared else labels.axis(one.name, one.shape),
+                None if labels.is_shared(one.name) else labels.axis(one.name, one.shape),
             )
             for one in flow.inputs
         ),

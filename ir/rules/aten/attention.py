@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from planish.ir.flow.call import Call, NotCovered, Result, Rule
-from planish.ir.flow.laws import ByPlace
+from planish.ir.flow.laws import ByPlace, Packed, Weighed
 from planish.ir.flow.vocabulary import (
     Expression,
     Fill,
@@ -11,8 +14,10 @@ from planish.ir.flow.vocabulary import (
     Reads,
     Reshape,
     Shape,
+    Tag,
     along,
     contraction,
+    everything,
     pointwise,
 )
 from planish.ir.rules.aten.table import named
@@ -36,7 +41,8 @@ def attention(call: Call) -> Result:
         call.get(name)
     shape = call.shape
     bias = mask if isinstance(mask, Expression) else None
-    out = attended(query, key, value, bias, shape)
+    chosen = bias if "attn_bias" not in call else None  # that is added to scores
+    out = attended(query, key, value, bias, shape, chosen)
     rest = [_statistics(query, key, bias, output.shape) for output in call.outputs[1:]]
     return (out, *rest)
 
@@ -47,12 +53,14 @@ def attended(
     value: Expression,
     mask: Expression | None,
     shape: Shape,
+    chosen: Expression | None = None,
 ) -> Expression:
     """Attention of [..., H, T, D] over [..., K, S, D] and [..., K, S, V], K dividing H.
 
     Each position reads all of the query's width, all positions of its key head, and its row of
     the mask. A mask that forbids a position does not keep what is not finite there from being
-    read, so it does not keep requests apart.
+    read, so it does not keep requests apart. `chosen` is the mask again, if truth values in it
+    say which positions take part.
     """
     rank = len(shape)
     lead = rank - 2
@@ -62,7 +70,7 @@ def attended(
     if lead and shared not in (heads, 1):
         if value.shape[lead - 1] != shared:
             raise NotCovered("keys and values of different numbers of heads")
-        return _grouped(query, key, value, mask, shape)
+        return _grouped(query, key, value, mask, shape, chosen)
     places = tuple(range(lead))
     scores: Expression = contraction(
         (*shape[:-1], key.shape[-2]),
@@ -71,13 +79,16 @@ def attended(
     )
     if mask is not None:
         scores = pointwise("nonlinear", scores, mask, shape=scores.shape)
-    causal = ByPlace((lead, lead + 1))  # it may be
-    weights = along("softmax", scores, (lead + 1,), law=causal)
-    return contraction(
+    law = ByPlace((lead, lead + 1))  # it may be causal
+    if chosen is not None:
+        law = Weighed((lead, lead + 1), chosen, lead, "positions")
+    weights = along("softmax", scores, (lead + 1,), law=law)
+    out = contraction(
         shape,
         (weights, (*places, lead, "positions")),
         (value, (*places, "positions", lead + 1)),
     )
+    return out if chosen is None else replace(out, law=Weighed((), chosen, lead, "positions"))
 
 
 def _ranked(value: Expression, rank: int) -> Expression:
@@ -86,7 +97,12 @@ def _ranked(value: Expression, rank: int) -> Expression:
 
 
 def _grouped(
-    query: Expression, key: Expression, value: Expression, mask: Expression | None, shape: Shape
+    query: Expression,
+    key: Expression,
+    value: Expression,
+    mask: Expression | None,
+    shape: Shape,
+    chosen: Expression | None,
 ) -> Expression:
     """Grouped queries: H heads as K groups of H / K, which broadcast over their key head."""
     lead = len(shape) - 3
@@ -105,8 +121,9 @@ def _grouped(
         own = mask.shape[-3]
         parts = split if own == heads else (own, 1)
         mask = Reshape(mask, (*mask.shape[:-3], *parts, *mask.shape[-2:]))
+        chosen = mask if chosen is not None else None
     wide = (*shape[:lead], *split, *shape[lead + 1 :])
-    return Reshape(attended(parted(query), lone(key), lone(value), mask, wide), shape)
+    return Reshape(attended(parted(query), lone(key), lone(value), mask, wide, chosen), shape)
 
 
 def _statistics(
@@ -125,9 +142,71 @@ def _statistics(
     return Reads(shape, tuple(operands), "statistic", law=ByPlace())
 
 
+def packed(call: Call) -> Result:
+    """Attention of rows [N, H, D] that `cu_seq_q` and `cu_seq_k` [S + 1] divide into requests.
+
+    The kernel reads, for a query, the keys between the two bounds around it. Every head counts as
+    reading every head.
+    """
+    query, key, value = call["query"], call["key"], call["value"]
+    bounds = [call[_either(call, names)] for names in _BOUNDS]
+    for name in _SETTINGS:
+        call.get(name)
+    given = [call.get(name) for name in ("block_table", "alibi_slopes", "bias")]
+    if any(one is not None for one in (*given, *(call.get(name) for name in _USED))):
+        raise NotCovered("pages, biases, or keys of which a part is used")
+    if any(one is None for one in bounds):
+        raise NotCovered("a batch that no bounds divide")
+    lead = len(query.shape) - 3
+    if lead not in (0, 1) or (lead and query.shape[0] != 1):
+        raise NotCovered("more than one row of packed requests")
+    first: tuple[Tag, ...] = ("row",) * lead
+    law = Packed((lead,), lead, tuple(bounds), "positions")
+    ends = [Operand(one, (f"bounds{n}",)) for n, one in enumerate(bounds)]
+    operands = (
+        Operand(query, (*first, lead, lead + 1, "width")),
+        Operand(key, (*first, "positions", "heads", "width")),
+        Operand(value, (*first, "positions", "heads", lead + 2)),
+        *ends,
+    )
+    out = Reads(call.shape, operands, "contract", law=law)
+    read = (query, key, value, *bounds)
+    return (out, *(everything("statistic", one.shape, *read) for one in call.outputs[1:]))
+
+
+def _either(call: Call, names: Sequence[str]) -> str:
+    return next(name for name in names if name in call)
+
+
+_BOUNDS = (
+    ("cu_seq_q", "cum_seq_q", "cu_seqlens_q"),
+    ("cu_seq_k", "cum_seq_k", "cu_seqlens_k"),
+)
+_USED = ("seqused_k", "seqlen_k")
+_SETTINGS = [
+    "max_q",
+    "max_k",
+    "max_seqlen_q",
+    "max_seqlen_k",
+    "is_causal",
+    "scale",
+    "window_size",
+    "window_size_left",
+    "window_size_right",
+    "enable_gqa",
+    "num_splits",
+    "dropout_p",
+    "return_debug_mask",
+    "custom_mask_type",
+    "compute_log_sumexp",
+]
+
 RULES: dict[str, Rule] = named(
     attention,
     """scaled_dot_product_attention.default
         _scaled_dot_product_flash_attention_for_cpu.default
         _scaled_dot_product_efficient_attention.default""",
 ) | {"planish.attention": attention}
+
+RULES |= named(packed, "_flash_attention_forward.default _efficient_attention_forward.default")
+RULES |= {"torch_attn._varlen_attn.default": packed}

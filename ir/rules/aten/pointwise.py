@@ -10,7 +10,7 @@ import torch
 
 from planish.ir.flow.call import Call, Learn, Result, Rule
 from planish.ir.flow.known import Known, Numbers, combined, numbers, one_number
-from planish.ir.flow.laws import ByPlace, Cast, Law, Quotient
+from planish.ir.flow.laws import Alike, Both, ByPlace, Cast, Law, Quotient
 from planish.ir.flow.polynomial import Polynomial
 from planish.ir.flow.vocabulary import Expression, Reshape, pointwise
 from planish.ir.operators import schema
@@ -41,6 +41,12 @@ KINDS = {
     """,
 }
 """Packets by what they compute; the ranges of a fake quantization are arguments."""
+
+LAWS: dict[str, Law] = {
+    "eq": Alike(),
+    **dict.fromkeys(("logical_and", "bitwise_and", "__and__"), Both()),
+}
+"""What is known of some of them exactly."""
 
 TRIANGLES = "tril.default triu.default"
 """They clear elements by their place alone, along the last two dimensions."""
@@ -163,7 +169,7 @@ def dropout(call: Call) -> Result:
 
 def _table() -> dict[str, Rule]:
     rules = {
-        str(operator): _rule(kind)
+        str(operator): _rule(kind, LAWS.get(packet))
         for kind, packets in KINDS.items()
         for packet in packets.split()
         for operator in _overloads(packet)
