@@ -52,7 +52,7 @@ class Awq(Pass):
 
     contract: ClassVar[Contract] = Contract(numerics="exact", isolation="kept")
 
-    bits: Literal[8, 4]
+    bits: Literal[8, 4, 3, 2]
     """Bits that the weights will be rounded to."""
 
     group_size: Literal[32, 64, 128] | None
@@ -67,8 +67,8 @@ class Awq(Pass):
     ignore: Patterns = ()
     """Which of these will not be; they are scaled along where they read what others do."""
 
-    clip_search: bool = True
-    """Whether the scale of each group will be searched for."""
+    clip_search: Literal[True, False, "inputs"] = True
+    """How the scale of each group will be searched for, as for `quantize_weights`."""
 
     grid: int = Field(default=20, ge=1, le=100)
     """How many powers to try."""
@@ -132,7 +132,10 @@ class Awq(Pass):
     def _error(self, matrix: Tensor, factors: Tensor, moments: Tensor) -> float:
         """tr(E H Eᵀ) of the error E that rounding a matrix [N, K] leaves once it took factors."""
         scaled = (matrix * factors).to(matrix.dtype)
-        rounded, _ = round_to_nearest(scaled, self._scheme, search=self.clip_search)
+        squares = moments.diagonal() / factors**2 if self.clip_search == "inputs" else None
+        rounded, _ = round_to_nearest(
+            scaled, self._scheme, search=bool(self.clip_search), squares=squares
+        )
         wrong = (rounded.dequantize().float() - scaled.float()) / factors.float()
         return float(((wrong @ moments) * wrong).sum())
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
+import torch
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
+from torch import Tensor, fx
 
+from planish.ir.edit import Edit
 from planish.ir.program import Program
 from planish.ir.quant import QuantizedTensor, QuantScheme
 from planish.passes.contract import OPTIONS, Contract, NotApplicable, Pass
+from planish.passes.inputs import Inputs, observed
 from planish.passes.layers import (
     EMBEDDING,
     HEAD,
@@ -95,12 +99,20 @@ class QuantizeWeights(Pass):
         Field(description='Which of these to leave alone: names, globs or "re:" patterns.'),
     ] = ()
     clip_search: Annotated[
-        bool,
+        Literal[True, False, "inputs"],
         Field(
             description="Whether to search for the scale of each group; otherwise the largest "
-            "number fixes it."
+            'number fixes it. "inputs": errors count by the mean square of what they are '
+            "multiplied with, which takes samples of text like the text to be served."
         ),
     ] = True
+    bias_correction: Annotated[
+        bool,
+        Field(
+            description="Whether biases make up for what rounding adds to the mean of a layer's "
+            "output; layers without a bias stay without. Takes samples, too."
+        ),
+    ] = False
     embeddings: Annotated[
         bool,
         Field(
@@ -138,28 +150,43 @@ class QuantizeWeights(Pass):
 
         Raises:
             NotApplicable: if there is no linear layer, a pattern matches nothing, nothing is left
-                to quantize, or the group size does not divide a width.
+                to quantize, the group size does not divide a width, or samples are missing.
         """
         with program.edit() as edit:
             layers = self._chosen(layers_of(edit.graph, program), program.source.name)
             rounded = self._rounded(program, layers)
+            seen = self._observed(program, layers) if self.bias_correction else {}
             for layer in layers:
                 found = rounded[layer.name]
+                wrong = _wrong(layer, found.tensor, program.tensors) if seen else None
+                done = [_corrected(edit, one, wrong, seen) for one in layer.node.users]
+                note = f"{found.note}; bias corrected" if any(done) else found.note
                 made = found.tensor.insert(edit, layer.name, before=layer.first_reader)
-                what = f"{layer.name}: {self.scheme}; relative error {found.error:.4f}{found.note}"
+                what = f"{layer.name}: {self.scheme}; relative error {found.error:.4f}{note}"
                 edit.replace(layer.node, made, what)
         return edit.program
 
     def _rounded(self, program: Program, layers: list[Layer]) -> Mapping[str, Rounded]:
         """What becomes of each layer's weight, by its name."""
-        return {
-            layer.name: Rounded(
-                *round_to_nearest(
-                    layer.matrix(program.tensors), self.scheme, search=self.clip_search
-                )
+        seen = self._observed(program, layers) if self.clip_search == "inputs" else {}
+        found = {}
+        for layer in layers:
+            matrix = layer.matrix(program.tensors)
+            squares = [seen[node.name].square for node in layer.node.users if node.name in seen]
+            rounded = round_to_nearest(
+                matrix,
+                self.scheme,
+                search=bool(self.clip_search),
+                squares=torch.stack(squares).sum(0) if squares else None,
             )
-            for layer in layers
-        }
+            found[layer.name] = Rounded(*rounded)
+        return found
+
+    def _observed(self, program: Program, layers: list[Layer]) -> dict[str, Inputs]:
+        """What the layers read, by the reader; nothing on tensors without data."""
+        if any(tensor.is_meta for tensor in program.tensors.values()):
+            return {}
+        return observed(program, [layer.name for layer in layers], self.called)
 
     def _chosen(self, layers: list[Layer], model: str) -> list[Layer]:
         if not layers:
@@ -186,6 +213,30 @@ class QuantizeWeights(Pass):
             )
         check_widths(self.called, self.group_size, chosen)
         return chosen
+
+
+def _wrong(layer: Layer, rounded: QuantizedTensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """What rounding added to a layer's weight, float64 [N, K]."""
+    return rounded.dequantize().double() - layer.matrix(tensors).double()
+
+
+def _corrected(
+    edit: Edit, reader: fx.Node, wrong: Tensor | None, seen: Mapping[str, Inputs]
+) -> bool:
+    """Take from a layer's bias what rounding adds to its output on average, if it has one.
+
+    Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction"
+    (2019), section 4.2, with the mean over samples.
+    """
+    bias = reader.args[2] if len(reader.args) > 2 else None
+    if wrong is None or reader.name not in seen or not isinstance(bias, fx.Node):
+        return False
+    if bias.op != "get_attr" or len(bias.users) > 1:
+        return False  # what others read too has to stay
+    name = str(bias.target)
+    old = edit.tensors[name]
+    edit.tensors[name] = (old.double() - wrong @ seen[reader.name].mean).to(old.dtype)
+    return True
 
 
 def check_widths(called: str, size: int | None, layers: Sequence[Layer]) -> None:

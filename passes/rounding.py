@@ -19,7 +19,11 @@ _CHUNK = 1 << 16
 
 
 def round_to_nearest(
-    matrix: Tensor, scheme: QuantScheme, *, search: bool = True
+    matrix: Tensor,
+    scheme: QuantScheme,
+    *,
+    search: bool = True,
+    squares: Tensor | None = None,
 ) -> tuple[QuantizedTensor, float]:
     """Round a matrix [N, K].
 
@@ -37,7 +41,7 @@ def round_to_nearest(
     planned = matrix.is_meta  # a tensor without data has nothing to search in, only shapes
     factors = FACTORS if search and not planned else (1.0,)
     rows = matrix.shape[0] if planned else max(1, _CHUNK // matrix.shape[-1])
-    parts = [_round(part, scheme, factors) for part in matrix.detach().split(rows)]
+    parts = [_round(part, scheme, factors, squares) for part in matrix.detach().split(rows)]
     codes, scale, zero_point = (torch.cat(each) for each in zip(*parts, strict=True))
     zeros = None if scheme.symmetric else zero_point
     made = QuantizedTensor.from_codes(scheme, matrix.dtype, codes, scale, zeros)
@@ -49,11 +53,12 @@ def round_to_nearest(
 
 
 def _round(
-    rows: Tensor, scheme: QuantScheme, factors: tuple[float, ...]
+    rows: Tensor, scheme: QuantScheme, factors: tuple[float, ...], squares: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes [N, K], scales [N, G] in the dtype of the rows, zero points int8 [N, G]."""
     groups = scheme.grouped(rows.float())
-    scale, zero_point = parameters(groups, groups.abs(), scheme, factors, rows.dtype)
+    weights = groups.abs() if squares is None else scheme.grouped(squares.float()[None])
+    scale, zero_point = parameters(groups, weights, scheme, factors, rows.dtype)
     codes = scheme.nearest(groups, scale, zero_point)
     return codes.to(scheme.dtype).flatten(-2), scale.to(rows.dtype), zero_point.to(torch.int8)
 

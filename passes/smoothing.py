@@ -20,6 +20,7 @@ from planish.ir.axes.scale import Scales, Scaling, numbers, scale
 from planish.ir.program import Change, Program
 from planish.ir.shapes import describe
 from planish.passes.contract import NotApplicable
+from planish.passes.inputs import samples_of
 from planish.passes.layers import LINEAR, Layer, layers_of, unmatched
 from planish.passes.sequential import walk
 
@@ -160,11 +161,7 @@ def smooth(
     if any(tensor.is_meta for tensor in program.tensors.values()):
         more = (Change(way.first_reader, f"{way.name}: to be scaled") for way in ways)
         return dataclasses.replace(program, changes=(*program.changes, *changes, *more))
-    samples = program.calibration or program.samples
-    if not samples:
-        raise NotApplicable(
-            f"{called}: there are no calibration samples; pass --samples FILE or samples=."
-        )
+    samples = samples_of(program, called)
     read_by = {
         reader: (way, place)
         for way in ways

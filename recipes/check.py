@@ -210,4 +210,4 @@ def choices(annotation: Any) -> Iterator[str]:
         elif get_args(argument):
             yield from choices(argument)
         elif not isinstance(argument, type):
-            yield str(argument)
+            yield str(argument).lower() if isinstance(argument, bool) else str(argument)

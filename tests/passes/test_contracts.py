@@ -92,6 +92,7 @@ CASES: dict[str, tuple[Pass, ...]] = {
         QuantizeWeights(bits=8, group_size=None),
         QuantizeWeights(bits=4, group_size=32, symmetric=False),
         QuantizeWeights(bits=4, group_size=32, clip_search=False),
+        QuantizeWeights(bits=4, group_size=32, clip_search="inputs", bias_correction=True),
     ),
     "gptq": (
         Gptq(bits=4, group_size=32),

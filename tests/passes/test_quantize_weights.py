@@ -1,5 +1,6 @@
 """Quantizing weights: text, numbers, which layers are chosen, and refusals."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -287,3 +288,66 @@ def test_a_program_without_linear_layers_is_refused() -> None:
 def test_bad_options_are_refused_at_once(options: dict[str, Any]) -> None:
     with pytest.raises((ValidationError, TypeError)):
         quantizer(**options)
+
+
+def calibrated(program: Program) -> Program:
+    """The pair, of inputs with a mean and with a few loud channels."""
+    size = torch.ones(64)
+    size[::8] = 12
+    x = (torch.randn(400, 64, generator=torch.Generator().manual_seed(4)) + 0.7) * size
+    return dataclasses.replace(program, calibration=({"x": x[:200]}, {"x": x[200:]}))
+
+
+def output_errors(program: Program, **options: Any) -> tuple[float, float]:
+    """Of the first layer: the relative error of its output and that of the output's mean."""
+    after = quantizer(**options)(program)
+    x = torch.cat([sample["x"] for sample in program.calibration])
+    (node, *_) = after.nodes(dequantize)
+    weight = QuantizedTensor.read_by(node, after.tensors)[1].dequantize()
+    expected = x @ program.tensors["first.weight"].T + program.tensors["first.bias"]
+    got = x @ weight.T + after.tensors["first.bias"]
+    return relative_error(got, expected), relative_error(got.mean(0), expected.mean(0))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_search_by_inputs_lowers_the_error_of_the_output(symmetric: bool) -> None:
+    program = calibrated(pair())
+    plain, _ = output_errors(program, symmetric=symmetric)
+    by_inputs, _ = output_errors(program, symmetric=symmetric, clip_search="inputs")
+    assert by_inputs < 0.9 * plain
+
+
+def test_bias_correction_keeps_the_mean_of_the_output() -> None:
+    program = calibrated(pair())
+    without, mean_without = output_errors(program)
+    corrected, mean = output_errors(program, bias_correction=True)
+    assert mean_without > 0.01
+    assert mean < 1e-5
+    assert corrected < without
+    first, second = quantizer(bias_correction=True)(program).changes
+    assert first.what.endswith("; bias corrected")
+    assert "bias" not in second.what  # it has none
+
+
+def test_what_learns_from_samples_is_refused_without_them() -> None:
+    bare = dataclasses.replace(pair(), samples=(), calibration=())
+    message = "quantize_weights: there are no calibration samples; pass --samples FILE or samples=."
+    assert why_not(bare, clip_search="inputs") == message
+    assert why_not(bare, bias_correction=True) == message
+
+
+def test_a_bias_that_others_read_too_is_not_corrected() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(64, 32), nn.Linear(64, 32)
+            self.second.bias = self.first.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.first(x) * self.second(x)
+            return result
+
+    program = from_module(Shared().eval(), {"x": torch.randn(3, 64)})
+    after = quantizer(bias_correction=True)(program)
+    assert after.tensors["first.bias"] is program.tensors["first.bias"]
+    assert not any("bias corrected" in change.what for change in after.changes)

@@ -69,7 +69,7 @@ def test_both_accept(recipe: Any) -> None:
         {"passes": [{"cast": {"dtype": "float64"}}]},
         {"passes": [{"cast": {"dtype": "float16", "to": 1}}]},
         {"passes": [{"fuse_conv_bn": None, "cast": {"dtype": "float16"}}]},
-        {"passes": [{"quantize_weights": QUANTIZE | {"bits": 3}}]},
+        {"passes": [{"quantize_weights": QUANTIZE | {"bits": 5}}]},
         {"passes": [{"quantize_weights": QUANTIZE | {"group_size": 48}}]},
         {"passes": [{"quantize_weights": QUANTIZE | {"symmetric": "yes"}}]},
         {"passes": [{"quantize_weights": QUANTIZE | {"ignore": "lm_head"}}]},

@@ -85,18 +85,22 @@ passes:
     bits: 4
     group_size: 64
     symmetric: true
+    type: int
     targets: ['*.mlp.*']
     ignore: []
     clip_search: true
+    bias_correction: false
     embeddings: false
     lm_head: false
 - quantize_weights:
     bits: 8
     group_size: null
     symmetric: true
+    type: int
     targets: [Linear]
     ignore: []
     clip_search: true
+    bias_correction: false
     embeddings: false
     lm_head: false
 - cast:
@@ -109,7 +113,18 @@ def test_the_canonical_text_spells_everything_out_and_reads_back(tmp_path: Path)
     assert recipes.load(write(tmp_path, CANONICAL)) == MADE
 
 
-ZOO = ["bf16", "fold", "isolate", "w4a16", "w4a16-gptq", "w8a16"]
+ZOO = [
+    "bf16",
+    "fold",
+    "fp8",
+    "isolate",
+    "w4a16",
+    "w4a16-awq",
+    "w4a16-gptq",
+    "w4a8",
+    "w8a16",
+    "w8a8",
+]
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -149,7 +164,7 @@ passes:
   - fuse-conv-bn
   - cast:
     dtype: bfloat16
-  - quantize_weights: {bits: 3, group_size: 63, symetric: true, clip_search: yes}
+  - quantize_weights: {bits: 5, group_size: 63, symetric: true, clip_search: yes}
   - quantize_weights:
       bits: "4"
       group_size: 64
@@ -172,10 +187,10 @@ r.yaml:8:7: passes[0].cast.dtype: given twice, first at line 7
 r.yaml:9:5: passes[1]: the option dtype is missing
 r.yaml:10:5: passes[2]: no pass is named "fuse-conv-bn"; did you mean fuse_conv_bn?
 r.yaml:12:5: passes[3].dtype: is an option of cast; indent it further than cast
-r.yaml:13:30: passes[4].quantize_weights.bits: cannot be 3; choose from 8, 4
+r.yaml:13:30: passes[4].quantize_weights.bits: cannot be 5; choose from 8, 4, 3, 2
 r.yaml:13:45: passes[4].quantize_weights.group_size: cannot be 63; choose from 32, 64, 128, null
 r.yaml:13:49: passes[4].quantize_weights.symetric: no such option; did you mean symmetric?
-r.yaml:13:78: passes[4].quantize_weights.clip_search: must be true or false, not "yes"
+r.yaml:13:78: passes[4].quantize_weights.clip_search: cannot be "yes"; choose from true, false, inputs
 r.yaml:15:13: passes[5].quantize_weights.bits: cannot be "4"; did you mean 4?
 r.yaml:17:16: passes[5].quantize_weights.targets: must be a list, not "Linear"
 r.yaml:18:25: passes[5].quantize_weights.ignore[1]: must be text, not 7
@@ -256,8 +271,8 @@ def test_mistakes_made_in_python(recipe: Any, expected: list[str]) -> None:
         ),
         (
             "tiny",
-            'no recipe is named "tiny"; choose from bf16, fold, isolate, w4a16, w4a16-gptq, w8a16. '
-            "A recipe of your own is given by the path of its .yaml file.",
+            f'no recipe is named "tiny"; choose from {", ".join(ZOO)}. A recipe of your own is given '
+            "by the path of its .yaml file.",
         ),
         ("there/is/none.yaml", "there/is/none.yaml: no such file."),
     ],

@@ -1,0 +1,60 @@
+"""What linear layers read over calibration samples: mean and mean square of each channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from planish.ir.program import Program, Sample
+from planish.passes.contract import NotApplicable
+from planish.passes.layers import LINEAR, layers_of
+from planish.passes.sequential import walk
+
+
+class Inputs(NamedTuple):
+    """Of each channel of a value [..., K] the mean and the mean square, float64 [K]."""
+
+    mean: Tensor
+    square: Tensor
+
+
+def samples_of(program: Program, called: str) -> tuple[Sample, ...]:
+    """What a pass of this name learns from.
+
+    Raises:
+        NotApplicable: if there is nothing.
+    """
+    if samples := program.calibration or program.samples:
+        return samples
+    raise NotApplicable(
+        f"{called}: there are no calibration samples; pass --samples FILE or samples=."
+    )
+
+
+def observed(program: Program, names: Iterable[str], called: str) -> dict[str, Inputs]:
+    """What is read by each linear layer whose weight has one of these names, by the node's name.
+
+    Raises:
+        NotApplicable: if there are no samples.
+    """
+    samples = samples_of(program, called)
+    wanted = set(names)
+    layers = [layer for layer in layers_of(program.graph, program) if layer.name in wanted]
+    readers = [node for layer in layers if LINEAR in layer.roles for node in layer.node.users]
+    found: dict[str, Inputs] = {}
+
+    def visit(group: list[fx.Node], inputs: list[Tensor]) -> Mapping[fx.Node, Tensor]:
+        rows = torch.cat([value.flatten(0, -2) for value in inputs]).double()
+        seen = Inputs(rows.mean(0), rows.square().mean(0))
+        found.update(dict.fromkeys((node.name for node in group), seen))
+        return {}
+
+    walk(program, samples, [node for node in readers if _multiplies(node)], visit)
+    return found
+
+
+def _multiplies(node: fx.Node) -> bool:
+    return node.target is torch.ops.aten.linear.default
