@@ -18,7 +18,7 @@ from torch import fx
 
 from planish.ir.activations import INT8, ActivationScheme, fake_quantize, reach
 from planish.ir.quant import QuantizedTensor, dequantize
-from planish.lowering.onnx import quantized
+from planish.lowering.onnx import merged, quantized
 from planish.lowering.onnx.builder import Builder, Emitter
 from planish.lowering.onnx.target import CONTRIB
 
@@ -27,6 +27,9 @@ KERNEL = "MatMulIntegerToFloat"
 
 MIDDLE = torch.tensor(128, dtype=torch.uint8)
 """The code of zero."""
+
+
+_FLOAT = ir.DataType.FLOAT.value
 
 
 class Codes(NamedTuple):
@@ -41,28 +44,40 @@ class Codes(NamedTuple):
     scale: ir.Value
 
 
-def linear(b: Builder, bias: ir.Value | None) -> ir.Value | None:
+def linear(b: Builder) -> ir.Value | None:
     """The node's product by integers; None if its operands are not both rounded for it.
 
     The weight has to be symmetric with one scale a row; codes of fewer bits are stored as int8.
+    Products of one input are made together.
     """
-    x, weight = b.node.args[:2]
-    if not _is_rounded(x, fake_quantize) or not _is_rounded(weight, dequantize):
+    x, weight, *_ = b.node.args
+    if not _has_codes(x) or not _fits(b, weight):
         return None
-    name, stored = QuantizedTensor.read_by(weight, b.program.tensors)  # type: ignore[arg-type]
-    if (
-        ActivationScheme.read_by(x).dtype != INT8  # type: ignore[arg-type]
-        or stored.scheme.floating
-        or stored.zero_point is not None
-        or stored.scale.shape[-1] > 1
-        or len(stored.shape) != 2
-    ):
-        return None
+    together = merged.alike(b, lambda other: _fits(b, other))
+    stored = [QuantizedTensor.read_by(node.args[1], b.program.tensors) for node in together]  # type: ignore[arg-type]
     codes, scale = _codes(b, x)  # type: ignore[arg-type]
-    product = _product(b, codes, _turned(b, name, stored), _row_of_scales(b, name, stored))
-    whole = b.typed(b.op("Mul", product, scale), torch.float32, b.result_shape)
-    scaled = b.cast(whole, b.result_dtype)
-    return scaled if bias is None else b.op("Add", scaled, bias)
+    weights = merged.joined(b, [_turned(b, *one) for one in stored], axis=1)
+    scales = merged.joined(b, [_row_of_scales(b, *one) for one in stored])
+    whole = b.op("Mul", _product(b, codes, weights, scales), scale)
+    bias = merged.biases(b, together)
+    if bias is not None:
+        is_wide = b.result_dtype == torch.float32
+        whole = b.op("Add", whole, bias if is_wide else b.op("Cast", bias, to=_FLOAT))
+    own = merged.own_part(b, whole, together, [one.shape[0] for _, one in stored])
+    return b.cast(b.typed(own, torch.float32, b.result_shape), b.result_dtype)
+
+
+def _has_codes(x: Any) -> bool:
+    return _is_rounded(x, fake_quantize) and ActivationScheme.read_by(x).dtype == INT8
+
+
+def _fits(b: Builder, weight: Any) -> bool:
+    """Whether an integer kernel takes a weight: symmetric, with one scale a row."""
+    if not _is_rounded(weight, dequantize):
+        return False
+    _, stored = QuantizedTensor.read_by(weight, b.program.tensors)
+    per_row = stored.scale.shape[-1] == 1 and len(stored.shape) == 2
+    return per_row and stored.zero_point is None and not stored.scheme.floating
 
 
 def _is_rounded(argument: Any, by: Callable[..., Any]) -> bool:
@@ -75,7 +90,7 @@ def _product(b: Builder, codes: ir.Value, weight: ir.Value, scale: ir.Value) -> 
         one = b.constant(1.0, torch.float32)
         return b.op(f"{CONTRIB}.{KERNEL}", codes, weight, one, scale, MIDDLE)
     whole = b.op("MatMulInteger", codes, weight, MIDDLE)
-    return b.op("Mul", b.op("Cast", whole, to=ir.DataType.FLOAT.value), scale)
+    return b.op("Mul", b.op("Cast", whole, to=_FLOAT), scale)
 
 
 def _turned(b: Builder, name: str, stored: QuantizedTensor) -> ir.Value:
@@ -122,7 +137,7 @@ def _fake_quantize(b: Builder, x: ir.Value, stored: ir.Value | None, _: bool) ->
         limit = torch.finfo(scheme.dtype).max
         ends = (b.constant(end, torch.float32) for end in (-limit, limit))
         narrow = b.op("Cast", b.op("Clip", divided, *ends), to=ir.DataType.FLOAT8E4M3FN.value)
-        rounded = b.op("Cast", narrow, to=ir.DataType.FLOAT.value)
+        rounded = b.op("Cast", narrow, to=_FLOAT)
     made = b.typed(b.op("Mul", rounded, scale), torch.float32, b.result_shape)
     return b.cast(made, b.result_dtype)
 

@@ -6,7 +6,7 @@ three small ones. The weights' blocks are stored one below the other; results ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -24,21 +24,32 @@ aten = torch.ops.aten
 
 def linear(b: Builder, x: ir.Value, weight: Blocks, bias: ir.Value | None) -> ir.Value:
     """The node's x · weightᵀ + bias, as part of a larger product where there is one."""
-    together = _alike(b, weight) if b.target.merge else [b.node]
+    together = alike(b, lambda other: _has_form(b, other, weight))
     if len(together) < 2:
         return quantized.linear(b, x, weight, bias)
     # Every one of them emits the whole; equal calls give one node.
     parts = [part for node in together if (part := quantized.blocks(b, node.args[1], KERNEL))]
-    whole = quantized.linear(b, x, _below_one_another(b, parts), _joined_biases(b, together))
-    results = b.ops(len(parts), "Split", whole, [part.rows for part in parts], axis=-1)
-    return results[together.index(b.node)]
+    whole = quantized.linear(b, x, _below_one_another(b, parts), biases(b, together))
+    return own_part(b, whole, together, [part.rows for part in parts])
 
 
-def _alike(b: Builder, weight: Blocks) -> list[fx.Node]:
-    """The products of the node's input with weights of the same form, in order."""
+def _has_form(b: Builder, weight: Any, like: Blocks) -> bool:
+    other = quantized.blocks(b, weight, KERNEL)
+    return other is not None and other.form == like.form
+
+
+def alike(b: Builder, fits: Callable[[Any], bool]) -> list[fx.Node]:
+    """The products of the node's input that can be made together with it, in order.
+
+    Args:
+        b: at the node.
+        fits: whether a weight has the form of the node's own.
+    """
+    if not b.target.merge:
+        return [b.node]
     source, bias = b.node.args[0], _bias(b.node)
     assert isinstance(source, fx.Node)
-    return [
+    found = [
         node
         for node in source.users
         if node.target is aten.linear.default
@@ -46,9 +57,18 @@ def _alike(b: Builder, weight: Blocks) -> list[fx.Node]:
         and (_bias(node) is None) == (bias is None)
         and _is_stored(_bias(node))
         and len(_readers(node.args[1])) == 1
-        and (other := quantized.blocks(b, node.args[1], KERNEL)) is not None
-        and other.form == weight.form
+        and fits(node.args[1])
     ]
+    return found if b.node in found else [b.node]
+
+
+def own_part(
+    b: Builder, whole: ir.Value, together: Sequence[fx.Node], rows: Sequence[int]
+) -> ir.Value:
+    """The node's part of a product of several, which have so many output features each."""
+    if len(together) == 1:
+        return whole
+    return b.ops(len(rows), "Split", whole, list(rows), axis=-1)[together.index(b.node)]
 
 
 def _bias(node: fx.Node) -> Any:
@@ -70,27 +90,30 @@ def _below_one_another(b: Builder, parts: Sequence[Blocks]) -> Blocks:
         columns=first.columns,
         bits=first.bits,
         size=first.size,
-        codes=_joined(b, [part.codes for part in parts]),
-        scales=_joined(b, [part.scales for part in parts]),
-        zeros=_joined(b, [part.zeros for part in parts if part.zeros is not None])
+        codes=joined(b, [part.codes for part in parts]),
+        scales=joined(b, [part.scales for part in parts]),
+        zeros=joined(b, [part.zeros for part in parts if part.zeros is not None])
         if first.zeros is not None
         else None,
     )
 
 
-def _joined_biases(b: Builder, together: Sequence[fx.Node]) -> ir.Value | None:
-    biases = [b.values[bias] for node in together if (bias := _bias(node)) is not None]
-    return _joined(b, biases) if biases else None
+def biases(b: Builder, together: Sequence[fx.Node]) -> ir.Value | None:
+    """The biases of several products as one; None if they have none."""
+    found = [b.values[bias] for node in together if (bias := _bias(node)) is not None]
+    return joined(b, found) if found else None
 
 
-def _joined(b: Builder, values: Sequence[ir.Value]) -> ir.Value:
-    """Stored tensors one below the other, as one that is put together when the file is written."""
+def joined(b: Builder, values: Sequence[ir.Value], axis: int = 0) -> ir.Value:
+    """Stored tensors beside each other, as one that is put together when the file is written."""
+    if len(values) == 1:
+        return values[0]
     tensors = [value.const_value for value in values if value.const_value is not None]
-    shapes = [tensor.shape.numpy() for tensor in tensors]
-    shape = [sum(rows for rows, *_ in shapes), *shapes[0][1:]]
+    shape = list(tensors[0].shape.numpy())
+    shape[axis] = sum(tensor.shape.numpy()[axis] for tensor in tensors)
     name = _common_name([str(value.name) for value in values])
     lazy = ir.LazyTensor(
-        lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors])),
+        lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis)),
         tensors[0].dtype,
         ir.Shape(shape),
     )

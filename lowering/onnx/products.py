@@ -23,7 +23,7 @@ def linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> 
 
 
 def _linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
-    by_integers = integer.linear(b, bias)
+    by_integers = integer.linear(b)
     if by_integers is not None:
         return by_integers
     packed = quantized.blocks(b, b.node.args[1], quantized.KERNEL)

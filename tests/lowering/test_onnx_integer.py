@@ -102,6 +102,17 @@ def test_what_no_integer_kernel_takes_is_rounded_and_multiplied_as_before(
     assert "Clip" in kinds(tmp_path)
 
 
+def test_projections_with_biases_are_made_together(tmp_path: Path) -> None:
+    _, qwen = captured("qwen2")
+    program = QuantizeActivations()(QuantizeWeights(bits=8, group_size=None)(qwen))
+    results = []
+    for merge in (True, False):
+        lower(program, tmp_path, dataclasses.replace(CPU, merge=merge))
+        feeds = {name: tensor.numpy() for name, tensor in program.samples[0].items()}
+        results.append(OnnxBackend(tmp_path / MODEL_FILE).run(feeds)["logits"])
+    torch.testing.assert_close(*map(torch.from_numpy, results))
+
+
 def test_projections_of_one_input_share_its_rounding(tmp_path: Path) -> None:
     _, llama = captured("llama")
     program = QuantizeActivations()(QuantizeWeights(bits=8, group_size=None)(llama))
@@ -114,6 +125,9 @@ def test_projections_of_one_input_share_its_rounding(tmp_path: Path) -> None:
     )
     layers = sum("input_layernorm" in name for name in program.tensors)
     assert kinds(tmp_path).count("QuantizeLinear") == 4 * layers
+    assert kinds(tmp_path).count("MatMulIntegerToFloat") == 4 * layers
+    lower(program, tmp_path, dataclasses.replace(CPU, merge=False))
+    assert kinds(tmp_path).count("MatMulIntegerToFloat") == 7 * layers
     assert planish.audit(tmp_path / MODEL_FILE).verdict == "isolated"
 
 

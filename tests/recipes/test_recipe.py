@@ -164,7 +164,7 @@ passes:
   - fuse-conv-bn
   - cast:
     dtype: bfloat16
-  - quantize_weights: {bits: 5, group_size: 63, symetric: true, clip_search: yes}
+  - quantize_weights: {bits: 5, group_size: 63, symetric: true, clip_search: y}
   - quantize_weights:
       bits: "4"
       group_size: 64
@@ -190,7 +190,7 @@ r.yaml:12:5: passes[3].dtype: is an option of cast; indent it further than cast
 r.yaml:13:30: passes[4].quantize_weights.bits: cannot be 5; choose from 8, 4, 3, 2
 r.yaml:13:45: passes[4].quantize_weights.group_size: cannot be 63; choose from 32, 64, 128, null
 r.yaml:13:49: passes[4].quantize_weights.symetric: no such option; did you mean symmetric?
-r.yaml:13:78: passes[4].quantize_weights.clip_search: cannot be "yes"; choose from true, false, inputs
+r.yaml:13:78: passes[4].quantize_weights.clip_search: cannot be "y"; choose from true, false, inputs
 r.yaml:15:13: passes[5].quantize_weights.bits: cannot be "4"; did you mean 4?
 r.yaml:17:16: passes[5].quantize_weights.targets: must be a list, not "Linear"
 r.yaml:18:25: passes[5].quantize_weights.ignore[1]: must be text, not 7
@@ -271,8 +271,8 @@ def test_mistakes_made_in_python(recipe: Any, expected: list[str]) -> None:
         ),
         (
             "tiny",
-            f'no recipe is named "tiny"; choose from {", ".join(ZOO)}. A recipe of your own is given '
-            "by the path of its .yaml file.",
+            f'no recipe is named "tiny"; choose from {", ".join(ZOO)}. A recipe of your own is '
+            "given by the path of its .yaml file.",
         ),
         ("there/is/none.yaml", "there/is/none.yaml: no such file."),
     ],
