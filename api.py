@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from planish.ir.errors import PlanishError
 from planish.ir.isolation.programs import analyse_program, certificate, explain, require
 from planish.ir.isolation.verdict import Analysis
 from planish.ir.program import Program
+from planish.ir.progress import Progress, silent
 from planish.lowering.artifact import check_target
 from planish.passes import name_of
 from planish.passes.contract import Pass
@@ -73,7 +74,7 @@ class Result:
         *,
         target: Target | None = None,
         opset_only: bool = False,
-        progress: Callable[[str], None] = lambda _: None,
+        progress: Progress = silent,
     ) -> Result:
         """Write the artifact.
 
@@ -85,7 +86,7 @@ class Result:
             output: a folder, new or an artifact to be replaced.
             target: `"onnx"` or `"torch"`; the recipe's own word by default.
             opset_only: leave out the operators of `com.microsoft`.
-            progress: told what begins.
+            progress: called with what is being done, 0 and 0.
 
         Returns:
             This result, with `folder`, `files` and `notes` filled in.
@@ -185,7 +186,8 @@ def optimize(
     target: Target | None = None,
     isolation: Isolation | None = None,
     opset_only: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
+    resume: str | Path | None = None,
+    progress: Progress = silent,
 ) -> Result:
     """Run a recipe on a model and, where `output` is given, write the result as an artifact.
 
@@ -204,7 +206,9 @@ def optimize(
             does not ask. `"bitwise"` is not available yet: it will ask that a row has the same
             bits in any batch.
         opset_only: leave out the operators of `com.microsoft` that ONNX Runtime runs fast.
-        progress: told what begins.
+        resume: a folder where passes that learn from samples keep each finished layer, so that a
+            run that was interrupted goes on from there; it can be deleted afterwards.
+        progress: called with what is being done, how many pieces of it are done, and of how many.
 
     Raises:
         planish.ir.isolation.programs.Refused: if requests in one batch are not proven to stay
@@ -220,7 +224,7 @@ def optimize(
         )
     if output is not None:
         check_target(Path(output))  # before any work
-    progress("capture")
+    progress("capture", 0, 0)
     original = capture(model, inputs)
     if samples is not None:
         given = samples if isinstance(samples, str | Path) else tuple(samples)
@@ -234,7 +238,12 @@ def optimize(
     if policy == "enforce" and not repaired:
         require(analyse_program(original), policy, "the model")  # before any work
     program, steps = apply(
-        original, chosen.passes, names=name_of, isolation=asked, progress=progress
+        original,
+        chosen.passes,
+        names=name_of,
+        isolation=asked,
+        progress=progress,
+        resume=None if resume is None else Path(resume),
     )
     result = Result(program, original, steps, chosen, policy=policy)
     if asked:

@@ -107,6 +107,13 @@ def convert(
     opset_only: Annotated[
         bool, Option("--opset-only", help="ONNX without the operators of com.microsoft.")
     ] = False,
+    resume: Annotated[
+        Path | None,
+        Option(
+            help="A folder where passes such as gptq keep each finished layer; the same command "
+            "goes on from there after an interruption."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a recipe on a model and write the artifact.
@@ -116,7 +123,8 @@ def convert(
     """
     from planish import commands
 
-    chosen = commands.Conversion(target, samples, isolation, tuple(input_shape or ()), opset_only)
+    shapes = tuple(input_shape or ())
+    chosen = commands.Conversion(target, samples, isolation, shapes, opset_only, resume)
     result = commands.convert(model, recipe, output, chosen, quiet=as_json)
     commands.show_result(result, as_json=as_json)
 

@@ -41,6 +41,7 @@ class Conversion:
     isolation: str | None = None
     input_shapes: tuple[str, ...] = ()
     opset_only: bool = False
+    resume: Path | None = None
 
 
 def resolve(model: str, input_shapes: Sequence[str] = ()) -> api.Model:
@@ -111,6 +112,7 @@ def convert(
             target=options.target,  # type: ignore[arg-type]
             isolation=options.isolation,  # type: ignore[arg-type]
             opset_only=options.opset_only,
+            resume=options.resume,
             progress=progress,
         )
 

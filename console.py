@@ -47,16 +47,20 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 @contextmanager
-def stages(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A bar over named stages; calling it with a name ends one stage and begins the next."""
+def stages(total: int, *, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar over named stages: called with a name, 0 and 0 when one begins.
+
+    Within a stage, how many of its pieces are done is shown beside the name.
+    """
     with _bar(quiet=quiet) as progress:
         task = progress.add_task("", total=total)
-        begun = False
+        begun = 0
 
-        def stage(name: str) -> None:
+        def stage(name: str, done: int, pieces: int) -> None:
             nonlocal begun
-            progress.update(task, description=name, advance=1 if begun else 0)
-            begun = True
+            begun += not pieces
+            shown = f"{name} {done}/{pieces}" if pieces else name
+            progress.update(task, description=shown, completed=begun - 1)
 
         yield stage
         progress.update(task, completed=total)

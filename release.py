@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from planish import __version__
 from planish.ir.compare import compare
 from planish.ir.isolation.programs import analyse_onnx, explain, labels_of, require
 from planish.ir.program import Program
+from planish.ir.progress import Progress
 from planish.lowering import artifact
 from planish.lowering.artifact import MANIFEST, MEASUREMENTS, ONNX_MODEL, Manifest
 from planish.lowering.checkpoint import write_checkpoint
@@ -41,7 +42,7 @@ def write(
     *,
     target: str,
     opset_only: bool,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> Result:
     """Write a result's artifact; see `Result.save`."""
     program = result.program
@@ -49,15 +50,15 @@ def write(
     # Checkpoint and lowering hold each tensor once, in float32 at most.
     artifact.check_space(folder, 2 * program.nbytes + 50_000_000)
     with artifact.writing(folder) as staging:
-        progress("write the checkpoint")
+        progress("write the checkpoint", 0, 0)
         files, notes = _write_checkpoint(result, staging)
-        progress(f"lower to {target}")
+        progress(f"lower to {target}", 0, 0)
         if target == ONNX:
             lowered = lower(program, staging / ONNX, STANDARD if opset_only else CPU)
             files[ONNX] = lowered.nbytes
             notes += lowered.notes
             if result.policy != "off":
-                progress("prove what was lowered")
+                progress("prove what was lowered", 0, 0)
                 result = _prove_lowered(result, staging)
         else:
             program.save(staging / TORCH)
@@ -66,13 +67,13 @@ def write(
             result, folder=folder, files=files, notes=(*result.notes, *notes)
         )
         (staging / RECIPE).write_text(result.recipe.to_yaml(), encoding="utf-8")
-        progress("compare layers")
+        progress("compare layers", 0, 0)
         _write_manifest(result, staging, target)
         artifact.write_json(
             staging / MEASUREMENTS,
             {"seconds": {step.name: step.seconds for step in result.steps}},
         )
-        progress("write the report")
+        progress("write the report", 0, 0)
         _write_report(staging)
     return result
 

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from planish.ir.program import Program
 from planish.ir.quant import QuantScheme
-from planish.passes.contract import OPTIONS, Contract, Pass
+from planish.passes.contract import OPTIONS, Contract, LongPass
 from planish.passes.layers import Patterns
 from planish.passes.quantize_weights import check_widths
 from planish.passes.rounding import round_to_nearest
 from planish.passes.sequential import second_moments
 from planish.passes.smoothing import Smoothing, chosen, smooth
+from planish.passes.work import UNSEEN, Work
 
 TRIED = 128
 """Of how many rows of a matrix the error is measured to choose among factors; rows are rounded each
@@ -39,7 +40,7 @@ class Inputs(NamedTuple):
 
 
 @dataclass(frozen=True, config=OPTIONS)
-class Awq(Pass):
+class Awq(LongPass):
     """Scale input channels of linear layers so that rounding their weights loses less (AWQ).
 
     A channel whose inputs are large takes a factor above 1 into the weights: it is rounded finer
@@ -76,7 +77,7 @@ class Awq(Pass):
     duo_scaling: bool = True
     """Whether to try factors with the weights' part too; twice as many tries."""
 
-    def __call__(self, program: Program) -> Program:
+    def __call__(self, program: Program, work: Work = UNSEEN) -> Program:
         """Scale every channel that allows it; say which layers do not.
 
         Raises:
@@ -89,7 +90,7 @@ class Awq(Pass):
         def decide(way: Smoothing, seen: list[tuple[int, Inputs]]) -> tuple[Tensor, str]:
             return self._best(program, way, seen)
 
-        return smooth(program, "awq", layers, _observed, decide)
+        return smooth(program, "awq", layers, _observed, decide, work)
 
     def _best(
         self, program: Program, way: Smoothing, seen: list[tuple[int, Inputs]]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, TypeAdapter
 
 from planish.ir.errors import PlanishError
 from planish.ir.program import Program
+from planish.passes.work import UNSEEN, Work
 
 OPTIONS = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 """How the options of a pass are validated, from Python and from recipes alike."""
@@ -51,3 +52,25 @@ class Pass(ABC):
         Raises:
             NotApplicable: if the program is not one this pass can transform.
         """
+
+
+class LongPass(Pass):
+    """A pass that learns from samples, layer by layer, and takes minutes on large models."""
+
+    @abstractmethod
+    def __call__(self, program: Program, work: Work = UNSEEN) -> Program:
+        """Rewrite a copy of `program`.
+
+        Args:
+            program: stays as it is.
+            work: is told how far the pass is, and may keep what is finished.
+
+        Raises:
+            NotApplicable: if the program is not one this pass can transform.
+        """
+
+
+def options_of(one: Pass) -> dict[str, Any]:
+    """The options of a pass by name: text, numbers, tuples, and mappings of such."""
+    options: dict[str, Any] = TypeAdapter(type(one)).dump_python(one)
+    return options

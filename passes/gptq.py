@@ -17,11 +17,13 @@ from torch import Tensor, fx
 from planish.ir.program import Program
 from planish.ir.quant import QuantizedTensor
 from planish.passes.compensation import Curvature, compensated, fitted, revisited
-from planish.passes.contract import OPTIONS, Contract, NotApplicable
+from planish.passes.contract import OPTIONS, Contract
+from planish.passes.inputs import samples_of
 from planish.passes.layers import LINEAR, Layer, layers_of
 from planish.passes.quantize_weights import QuantizeWeights, Rounded
 from planish.passes.rounding import FACTORS, parameters, round_to_nearest
 from planish.passes.sequential import second_moments, walk
+from planish.passes.work import UNSEEN, Work
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -51,42 +53,73 @@ class Gptq(QuantizeWeights):
     """How often, once all columns are rounded, scales are fitted anew to the codes and each code
     is visited once more (coordinate descent, as in QuantEase)."""
 
-    def _rounded(self, program: Program, layers: list[Layer]) -> Mapping[str, Rounded]:
+    def _rounded(self, program: Program, layers: list[Layer], work: Work) -> Mapping[str, Rounded]:
         if any(tensor.is_meta for tensor in program.tensors.values()):
-            return super()._rounded(program, layers)  # only sizes are asked for
-        samples = program.calibration or program.samples
-        if not samples:
-            raise NotApplicable(
-                "gptq: there are no calibration samples; pass --samples FILE or samples=."
-            )
+            return super()._rounded(program, layers, work)  # only sizes are asked for
+        samples = samples_of(program, self.called)
         names = {layer.name for layer in layers}
         own = [layer for layer in layers_of(program.graph, program) if layer.name in names]
         read_by = {layer.first_reader: layer for layer in own if LINEAR in layer.roles}
         others = [layer for layer in own if LINEAR not in layer.roles]
-        found = dict(super()._rounded(program, others))
+        found = dict(super()._rounded(program, others, UNSEEN))
 
         def visit(group: list[fx.Node], inputs: list[Tensor]) -> Mapping[fx.Node, Tensor]:
-            moments, rows = second_moments(inputs)
             together = [read_by[node] for node in group]
-            few = rows < together[0].width
-            note = f"; only {rows} calibration tokens for {len(moments)} inputs" if few else ""
             matrices = [layer.matrix(program.tensors) for layer in together]
-            made: dict[fx.Node, Tensor] = {}
-            for layer, one in zip(together, self._solved(matrices, moments), strict=True):
-                found[layer.name] = one._replace(note=one.note + note)
-                made[layer.node] = one.tensor.dequantize()
-            return made
+            rounded = self._kept(work, together, matrices)
+            if rounded is None:
+                rounded = self._solved(matrices, inputs)
+                self._keep(work, together, rounded)
+            found.update({layer.name: one for layer, one in zip(together, rounded, strict=True)})
+            return {
+                layer.node: one.tensor.dequantize()
+                for layer, one in zip(together, rounded, strict=True)
+            }
 
-        walk(program, samples, list(read_by), visit)
+        walk(program, samples, list(read_by), visit, work.tell)
         return found
 
-    def _solved(self, matrices: list[Tensor], moments: Tensor) -> list[Rounded]:
+    def _kept(
+        self, work: Work, layers: list[Layer], matrices: list[Tensor]
+    ) -> list[Rounded] | None:
+        """What an interrupted run had found for these layers."""
+        kept = work.journal.load(layers[0].name) if work.journal else None
+        if kept is None:
+            return None
+        return [
+            Rounded(
+                QuantizedTensor(
+                    self.scheme,
+                    tuple(matrix.shape),
+                    matrix.dtype,
+                    kept[f"{layer.name}_packed"],
+                    kept[f"{layer.name}_scale"],
+                    kept.get(f"{layer.name}_zero_point"),
+                ),
+                float(kept[f"{layer.name}_error"]),
+                bytes(kept[f"{layer.name}_note"].tolist()).decode(),
+            )
+            for layer, matrix in zip(layers, matrices, strict=True)
+        ]
+
+    def _keep(self, work: Work, layers: list[Layer], rounded: list[Rounded]) -> None:
+        if work.journal is None:
+            return
+        tensors: dict[str, Tensor] = {}
+        for layer, one in zip(layers, rounded, strict=True):
+            tensors |= {layer.name + part: held for part, held in one.tensor.tensors.items()}
+            tensors[f"{layer.name}_error"] = torch.tensor(one.error, dtype=torch.float64)
+            tensors[f"{layer.name}_note"] = torch.tensor([*one.note.encode()], dtype=torch.uint8)
+        work.journal.keep(layers[0].name, tensors)
+
+    def _solved(self, matrices: list[Tensor], inputs: list[Tensor]) -> list[Rounded]:
         """Layers that read one value: matrices [N, K], rounded as one with all their rows."""
+        moments, rows = second_moments(inputs)
         curvature = Curvature.of(moments, self.dampening, self.activation_order)
         if curvature is None:
             note = "; its inputs' second moments are singular: rounded to nearest"
             return [
-                Rounded(*round_to_nearest(one, self.scheme, search=self.clip_search), note)
+                Rounded(*round_to_nearest(one, self.scheme, search=bool(self.clip_search)), note)
                 for one in matrices
             ]
         dead = moments.diagonal() == 0  # inputs that are always 0: their weights do not matter
@@ -100,21 +133,30 @@ class Gptq(QuantizeWeights):
             rounding = revisited(fitted(rounding, curvature, dtype), curvature)
         stored = None if self.scheme.symmetric else rounding.zeros.to(torch.int8)
         parts = [len(one) for one in matrices]
-        zeros = [None] * len(parts) if stored is None else stored.split(parts)
+        zeros = [None] * len(parts) if stored is None else list(stored.split(parts))
         codes = rounding.codes.to(self.scheme.dtype).split(parts)
         scales = rounding.scale.to(dtype).split(parts)
+        few = rows < len(moments)
+        note = f"; only {rows} calibration tokens for {len(moments)} inputs" if few else ""
         return [
-            _judged(QuantizedTensor.from_codes(self.scheme, dtype, *each), matrix, moments)
-            for matrix, *each in zip(wide.split(parts), codes, scales, zeros, strict=True)
+            _judged(
+                QuantizedTensor.from_codes(self.scheme, dtype, code, scale, zero),
+                matrix,
+                moments,
+                note,
+            )
+            for matrix, code, scale, zero in zip(
+                wide.split(parts), codes, scales, zeros, strict=True
+            )
         ]
 
 
-def _judged(tensor: QuantizedTensor, matrix: Tensor, moments: Tensor) -> Rounded:
+def _judged(tensor: QuantizedTensor, matrix: Tensor, moments: Tensor, note: str) -> Rounded:
     """A rounded matrix, with what that does to the matrix and to the layer's output."""
     wrong = tensor.dequantize().float() - matrix
     output = _size(wrong, moments) / max(_size(matrix, moments), 1e-30)
     error = float(wrong.norm() / matrix.norm().clamp_min(1e-30))
-    return Rounded(tensor, error, f"; of its output {output:.4f}")
+    return Rounded(tensor, error, f"; of its output {output:.4f}{note}")
 
 
 def _size(matrix: Tensor, moments: Tensor) -> float:

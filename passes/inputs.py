@@ -12,6 +12,7 @@ from planish.ir.program import Program, Sample
 from planish.passes.contract import NotApplicable
 from planish.passes.layers import LINEAR, layers_of
 from planish.passes.sequential import walk
+from planish.passes.work import UNSEEN, Work
 
 
 class Inputs(NamedTuple):
@@ -34,7 +35,9 @@ def samples_of(program: Program, called: str) -> tuple[Sample, ...]:
     )
 
 
-def observed(program: Program, names: Iterable[str], called: str) -> dict[str, Inputs]:
+def observed(
+    program: Program, names: Iterable[str], called: str, work: Work = UNSEEN
+) -> dict[str, Inputs]:
     """What is read by each linear layer whose weight has one of these names, by the node's name.
 
     Raises:
@@ -52,7 +55,7 @@ def observed(program: Program, names: Iterable[str], called: str) -> dict[str, I
         found.update(dict.fromkeys((node.name for node in group), seen))
         return {}
 
-    walk(program, samples, [node for node in readers if _multiplies(node)], visit)
+    walk(program, samples, [node for node in readers if _multiplies(node)], visit, work.tell)
     return found
 
 

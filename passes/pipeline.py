@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +15,10 @@ from planish.ir.carried import pairs
 from planish.ir.errors import PlanishError
 from planish.ir.isolation.programs import analyse_program, explain
 from planish.ir.program import Change, Program
+from planish.ir.progress import Progress, silent
 from planish.ir.shapes import well_formed
-from planish.passes.contract import Pass
+from planish.passes.contract import LongPass, Pass, options_of
+from planish.passes.work import Journal, Work, digest
 
 Outputs = list[dict[str, Tensor]]
 
@@ -72,7 +74,8 @@ def apply(
     *,
     names: Callable[[Pass], str],
     isolation: bool = True,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
+    resume: Path | None = None,
 ) -> tuple[Program, tuple[Step, ...]]:
     """Run `passes` in order and check each.
 
@@ -81,21 +84,23 @@ def apply(
         passes: what to run.
         names: gives the name of a pass, for the steps and for errors.
         isolation: whether to ask, after each pass, if requests in one batch stay apart.
-        progress: told the name of each pass when it begins.
+        progress: told the name of each pass when it begins, and how far long ones are.
+        resume: a folder where long passes keep what is finished, and find it again.
 
     Raises:
         planish.passes.contract.NotApplicable: if a pass refuses the program.
+        planish.passes.work.StaleWork: if `resume` keeps work on something else.
         BrokenPromise: if a result is ill-formed, not finite, further off than promised, or less
             isolated than before.
     """
     steps = []
     outputs = _evaluate(program)
     verdict = analyse_program(program).verdict if isolation else UNANALYSED
-    for one in passes:
+    for place, one in enumerate(passes):
         name = names(one)
-        progress(name)
+        progress(name, 0, 0)
         start = time.perf_counter()
-        after = one(program)
+        after = _run(name, one, program, progress, resume and resume / f"{place}-{name}")
         seconds = time.perf_counter() - start
         well_formed(after)
         outputs_after = _evaluate(after)
@@ -105,7 +110,7 @@ def apply(
         steps.append(
             Step(
                 name=name,
-                options=_options(one),
+                options=options_of(one),
                 numerics=one.contract.numerics,
                 changes=after.changes[len(program.changes) :],
                 error=error,
@@ -119,6 +124,17 @@ def apply(
     return program, tuple(steps)
 
 
+def _run(
+    name: str, one: Pass, program: Program, progress: Progress, folder: Path | None
+) -> Program:
+    if not isinstance(one, LongPass):
+        return one(program)
+    journal = None
+    if folder is not None:
+        journal = Journal(folder, digest(program, f"{name} {options_of(one)}"))
+    return one(program, Work(lambda done, total: progress(name, done, total), journal))
+
+
 def _isolation(name: str, one: Pass, before: str, after: Program) -> str:
     """The verdict after a pass, checked against the promise."""
     found = analyse_program(after)
@@ -128,10 +144,6 @@ def _isolation(name: str, one: Pass, before: str, after: Program) -> str:
             f"the verdict is: {found.verdict}, {explain(found.findings[0])}."
         )
     return found.verdict
-
-
-def _options(one: Pass) -> dict[str, Any]:
-    return {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}  # type: ignore[arg-type]
 
 
 def _evaluate(program: Program) -> Outputs:

@@ -11,13 +11,15 @@ from torch import Tensor, fx
 
 from planish.ir.activations import FP8, INT8, ActivationScheme, fake_quantize, reach
 from planish.ir.program import Program
-from planish.passes.contract import OPTIONS, Contract, NotApplicable, Pass
+from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
+from planish.passes.inputs import samples_of
 from planish.passes.layers import LINEAR, Layer, Patterns, layers_of, unmatched
 from planish.passes.sequential import walk
+from planish.passes.work import UNSEEN, Work
 
 
 @dataclass(frozen=True, config=OPTIONS)
-class QuantizeActivations(Pass):
+class QuantizeActivations(LongPass):
     """Round what linear layers read to 8 bits, so that integer or FP8 kernels can multiply it.
 
     Meant for layers whose weights have been quantized, per channel where the target's kernels
@@ -51,7 +53,7 @@ class QuantizeActivations(Pass):
         dtype = INT8 if self.type == "int" else FP8
         return ActivationScheme(dtype, self.dynamic, self.dynamic and self.granularity == "token")
 
-    def __call__(self, program: Program) -> Program:
+    def __call__(self, program: Program, work: Work = UNSEEN) -> Program:
         """Round what each chosen layer reads; layers that read one value read one rounding of it.
 
         Raises:
@@ -60,7 +62,7 @@ class QuantizeActivations(Pass):
         """
         with program.edit() as edit:
             read_by = self._chosen(layers_of(edit.graph, program, packed=True), program)
-            stored = {} if self.dynamic else self._calibrated(program, read_by)
+            stored = {} if self.dynamic else self._calibrated(program, read_by, work)
             groups: dict[Any, list[fx.Node]] = {}
             for reader in filter(read_by.__contains__, edit.graph.nodes):
                 groups.setdefault(reader.args[0], []).append(reader)
@@ -106,15 +108,12 @@ class QuantizeActivations(Pass):
                 )
         return chosen
 
-    def _calibrated(self, program: Program, read_by: Mapping[fx.Node, Layer]) -> dict[str, Tensor]:
+    def _calibrated(
+        self, program: Program, read_by: Mapping[fx.Node, Layer], work: Work
+    ) -> dict[str, Tensor]:
         """The scale of what each product reads, by that value's name."""
         names = {reader.name for reader in read_by}
-        samples = program.calibration or program.samples
-        if not samples:
-            raise NotApplicable(
-                "quantize_activations: static scales need calibration samples; pass "
-                "--samples FILE or samples=, or leave dynamic at true."
-            )
+        samples = samples_of(program, "quantize_activations")
         products = [node for node in program.graph.nodes if node.name in names]
         found: dict[str, Tensor] = {}
 
@@ -130,5 +129,5 @@ class QuantizeActivations(Pass):
             found[source] = scale if scale > 0 else torch.ones(())
             return {}
 
-        walk(program, samples, products, visit)
+        walk(program, samples, products, visit, work.tell)
         return found

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from planish.ir.edit import Edit
 from planish.ir.program import Program
 from planish.ir.quant import QuantizedTensor, QuantScheme
-from planish.passes.contract import OPTIONS, Contract, NotApplicable, Pass
+from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.inputs import Inputs, observed
 from planish.passes.layers import (
     EMBEDDING,
@@ -25,6 +25,7 @@ from planish.passes.layers import (
     unmatched,
 )
 from planish.passes.rounding import round_to_nearest
+from planish.passes.work import UNSEEN, Work
 
 _OPTIONS = {EMBEDDING: "embeddings", HEAD: "lm_head"}
 """The option that asks for layers of a role that are otherwise left alone."""
@@ -44,7 +45,7 @@ class Rounded(NamedTuple):
 
 
 @dataclass(frozen=True, config=OPTIONS)
-class QuantizeWeights(Pass):
+class QuantizeWeights(LongPass):
     """Store the weights of linear layers in 2, 3, 4 or 8 bits, each group with its own scale.
 
     Codes are the nearest ones; the scale of each group is searched for (see
@@ -145,7 +146,7 @@ class QuantizeWeights(Pass):
         """How each weight is rounded."""
         return QuantScheme(self.bits, self.group_size, self.symmetric, self.type == "float")
 
-    def __call__(self, program: Program) -> Program:
+    def __call__(self, program: Program, work: Work = UNSEEN) -> Program:
         """Quantize every chosen weight.
 
         Raises:
@@ -154,8 +155,8 @@ class QuantizeWeights(Pass):
         """
         with program.edit() as edit:
             layers = self._chosen(layers_of(edit.graph, program), program.source.name)
-            rounded = self._rounded(program, layers)
-            seen = self._observed(program, layers) if self.bias_correction else {}
+            rounded = self._rounded(program, layers, work)
+            seen = self._observed(program, layers, work) if self.bias_correction else {}
             for layer in layers:
                 found = rounded[layer.name]
                 wrong = _wrong(layer, found.tensor, program.tensors) if seen else None
@@ -166,11 +167,11 @@ class QuantizeWeights(Pass):
                 edit.replace(layer.node, made, what)
         return edit.program
 
-    def _rounded(self, program: Program, layers: list[Layer]) -> Mapping[str, Rounded]:
+    def _rounded(self, program: Program, layers: list[Layer], work: Work) -> Mapping[str, Rounded]:
         """What becomes of each layer's weight, by its name."""
-        seen = self._observed(program, layers) if self.clip_search == "inputs" else {}
+        seen = self._observed(program, layers, work) if self.clip_search == "inputs" else {}
         found = {}
-        for layer in layers:
+        for done, layer in enumerate(layers, start=1):
             matrix = layer.matrix(program.tensors)
             squares = [seen[node.name].square for node in layer.node.users if node.name in seen]
             rounded = round_to_nearest(
@@ -180,13 +181,14 @@ class QuantizeWeights(Pass):
                 squares=torch.stack(squares).sum(0) if squares else None,
             )
             found[layer.name] = Rounded(*rounded)
+            work.tell(done, len(layers))
         return found
 
-    def _observed(self, program: Program, layers: list[Layer]) -> dict[str, Inputs]:
+    def _observed(self, program: Program, layers: list[Layer], work: Work) -> dict[str, Inputs]:
         """What the layers read, by the reader; nothing on tensors without data."""
         if any(tensor.is_meta for tensor in program.tensors.values()):
             return {}
-        return observed(program, [layer.name for layer in layers], self.called)
+        return observed(program, [layer.name for layer in layers], self.called, work)
 
     def _chosen(self, layers: list[Layer], model: str) -> list[Layer]:
         if not layers:

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from planish.ir.program import Program, Sample
+from planish.passes.work import UNSEEN
 
 STRIP = 192
 """Rows of the second moments that are computed at once."""
@@ -28,6 +29,7 @@ def walk(
     samples: Sequence[Sample],
     layers: Sequence[fx.Node],
     visit: Callable[[list[fx.Node], list[Tensor]], Mapping[fx.Node, Tensor]],
+    tell: Callable[[int, int], None] = UNSEEN.tell,
 ) -> None:
     """Visit linear layers in the order of the graph, those that read one value together.
 
@@ -39,6 +41,7 @@ def walk(
         layers: nodes that call `aten.linear`.
         visit: given layers that read the same value, and that value, [..., K], for each sample;
             gives what the nodes of the layers' weights shall be from now on.
+        tell: called after each visit, with the number of layers done and that of all.
     """
     nodes = list(program.graph.nodes)
     place = {node: number for number, node in enumerate(nodes)}
@@ -46,7 +49,7 @@ def walk(
     known = [{spec.name: sample[spec.name] for spec in program.inputs} for sample in samples]
     live: list[dict[fx.Node, Value]] = [{} for _ in samples]
     weights: dict[fx.Node, Tensor] = {}
-    start = 0
+    start = done = 0
     for group in _groups(layers, place):
         stop = place[group[0]]
         source: Any = group[0].args[0]
@@ -56,6 +59,8 @@ def walk(
                 del values[node]
         weights.update(visit(group, [values[source] for values in live]))
         start = stop
+        done += len(group)
+        tell(done, len(layers))
 
 
 def _groups(layers: Sequence[fx.Node], place: Mapping[fx.Node, int]) -> Iterator[list[fx.Node]]:

@@ -14,13 +14,14 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from planish.ir.program import Program
-from planish.passes.contract import OPTIONS, Contract, Pass
+from planish.passes.contract import OPTIONS, Contract, LongPass
 from planish.passes.layers import Patterns
 from planish.passes.smoothing import Smoothing, chosen, smooth
+from planish.passes.work import UNSEEN, Work
 
 
 @dataclass(frozen=True, config=OPTIONS)
-class SmoothQuant(Pass):
+class SmoothQuant(LongPass):
     """Scale channels so that neither the inputs of linear layers nor their weights have outliers.
 
     Each channel that linear layers read is divided by s = max|x|^alpha / max|w|^(1 - alpha), and
@@ -41,7 +42,7 @@ class SmoothQuant(Pass):
     ignore: Patterns = ()
     """Which of these not to look at; they are scaled along where they read what others do."""
 
-    def __call__(self, program: Program) -> Program:
+    def __call__(self, program: Program, work: Work = UNSEEN) -> Program:
         """Scale every channel that allows it; say which layers do not.
 
         Raises:
@@ -62,7 +63,7 @@ class SmoothQuant(Pass):
                 f"{len(factors)} factors from {factors.min():.3g} to {factors.max():.3g}",
             )
 
-        return smooth(program, "smooth_quant", layers, _largest, decide)
+        return smooth(program, "smooth_quant", layers, _largest, decide, work)
 
 
 def _largest(inputs: list[Tensor]) -> Tensor:

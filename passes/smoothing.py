@@ -23,6 +23,7 @@ from planish.passes.contract import NotApplicable
 from planish.passes.inputs import samples_of
 from planish.passes.layers import LINEAR, Layer, layers_of, unmatched
 from planish.passes.sequential import walk
+from planish.passes.work import UNSEEN, Work
 
 Seen = TypeVar("Seen")
 """What a pass keeps of a value that layers read."""
@@ -140,6 +141,7 @@ def smooth(
     layers: Sequence[Layer],
     observe: Callable[[list[Tensor]], Seen],
     decide: Callable[[Smoothing, list[tuple[int, Seen]]], tuple[Tensor, str]],
+    work: Work = UNSEEN,
 ) -> Program:
     """A program that computes the same, whose layers' input channels took factors.
 
@@ -152,6 +154,7 @@ def smooth(
         observe: what to keep of a value that layers read, [..., K] for each sample.
         decide: given the layers, and the place of each among them with what was kept of what it
             reads, the flattened factors and what to say of them.
+        work: is told how far the walk is.
 
     Raises:
         NotApplicable: if no layer can be scaled, or there are no samples.
@@ -184,6 +187,6 @@ def smooth(
                 changes.append(Change(way.first_reader, f"{way.name}: {what}"))
         return {}
 
-    walk(program, samples, list(read_by), visit)
+    walk(program, samples, list(read_by), visit, work.tell)
     after = scale(axes, program, by)
     return dataclasses.replace(after, changes=(*program.changes, *changes))

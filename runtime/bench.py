@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from planish.ir.errors import PlanishError
+from planish.ir.progress import Progress
 from planish.runtime.eager import Against, EagerModel, opponent
-from planish.runtime.evaluate import Progress
 from planish.runtime.machine import Machine, peak_memory, recent_load, this_machine
 from planish.runtime.session import Session
 from planish.runtime.timing import (

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from planish.ir.progress import Progress
 from planish.runtime.causal import LanguageModel
 from planish.runtime.eager import Against
-from planish.runtime.evaluate import Progress, sides
+from planish.runtime.evaluate import sides
 from planish.runtime.scoring import log_likelihoods
 from planish.runtime.session import Session
 from planish.runtime.texts import BadFile, read_rows

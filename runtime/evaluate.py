@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 
 from planish.ir.errors import PlanishError
+from planish.ir.progress import Progress
 from planish.runtime.causal import LanguageModel, Tokens
 from planish.runtime.eager import Against, EagerModel, opponent
 from planish.runtime.scoring import score
 from planish.runtime.session import Session
 from planish.runtime.texts import read_text
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many steps of it are done, and how many there are."""
 
 
 class BadWindow(PlanishError):

@@ -45,7 +45,7 @@ def weight_of(
 ) -> QuantizedTensor:
     """A random quantized weight [ROWS, columns]."""
     torch.manual_seed(0)
-    limits, groups = (scheme.low, scheme.high + 1), scheme.groups(columns)
+    limits, groups = (int(scheme.low), int(scheme.high) + 1), scheme.groups(columns)
     codes = torch.randint(*limits, (ROWS, columns), dtype=torch.int8)
     zeros = torch.randint(*limits, (ROWS, groups), dtype=torch.int8)
     scale = ((torch.rand(ROWS, groups) + 0.5) / scheme.high).to(dtype)

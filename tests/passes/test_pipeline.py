@@ -149,10 +149,12 @@ def test_steps_say_what_was_done() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv1d(4, 6, 3, bias=False), nn.BatchNorm1d(6)).eval()
     program = from_module(net, torch.randn(2, 4, 9))
-    told: list[str] = []
+    told: list[tuple[str, int, int]] = []
     passes = [FuseConvBn(), Cast("bfloat16")]
-    after, (fused, cast) = apply(program, passes, names=name_of, progress=told.append)
-    assert told == [fused.name, cast.name] == ["fuse_conv_bn", "cast"]
+    after, (fused, cast) = apply(
+        program, passes, names=name_of, progress=lambda *what: told.append(what)
+    )
+    assert told == [("fuse_conv_bn", 0, 0), ("cast", 0, 0)]
     assert (fused.numerics, cast.numerics) == ("exact", "lossy")
     assert (fused.options, cast.options) == ({"ignore": ()}, {"dtype": "bfloat16"})
     # 72 weights and four vectors of 6, one of them made into a bias; then two bytes each.

@@ -135,7 +135,7 @@ def test_a_language_model_keeps_its_head_in_floating_point() -> None:
     [
         ({"targets": ("nothing",)}, r"^quantize_activations: 'nothing' matches none"),
         ({"ignore": ("Linear",)}, "leave no linear layer"),
-        ({"dynamic": False}, "static scales need calibration samples"),
+        ({"dynamic": False}, "there are no calibration samples"),
     ],
 )
 def test_refusals_say_why(pair: Program, options: dict[str, Any], why: str) -> None:

@@ -1,0 +1,123 @@
+"""Long work: telling how far it is, and keeping what is finished for a run that is interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from planish.ir.errors import PlanishError
+from planish.ir.program import Program
+from planish.ir.serialize import graph_json
+
+HEAD = "work.json"
+"""The file that says what a folder's work belongs to."""
+
+
+class StaleWork(PlanishError):
+    """Work that was kept belongs to something else, or is damaged."""
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A folder with the finished pieces of one pass over one program, as safetensors files.
+
+    Attributes:
+        folder: made when the first piece is kept.
+        belongs_to: a digest of everything that the pieces depend on.
+    """
+
+    folder: Path
+    belongs_to: str
+    _checked: list[bool] = field(default_factory=list, init=False, compare=False)
+
+    def load(self, piece: str) -> dict[str, Tensor] | None:
+        """The tensors of a finished piece; None if it is not there.
+
+        Raises:
+            StaleWork: if the folder belongs to another model, other samples or options, or the
+                piece is damaged.
+        """
+        path = self._path(piece)
+        self._check()
+        if not path.exists():
+            return None
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise StaleWork(
+                f"{path} is damaged ({error}); delete it, and its layers are done anew."
+            ) from error
+
+    def keep(self, piece: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write a finished piece. A file appears whole or not at all."""
+        self._check()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        head = self.folder / HEAD
+        if not head.exists():
+            head.write_text(json.dumps({"belongs_to": self.belongs_to}) + "\n", encoding="utf-8")
+        path = self._path(piece)
+        part = path.with_suffix(".part")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+        os.replace(part, path)
+
+    def _path(self, piece: str) -> Path:
+        return self.folder / f"{piece}.safetensors"
+
+    def _check(self) -> None:
+        head = self.folder / HEAD
+        if self._checked or not head.exists():
+            return
+        try:
+            found = json.loads(head.read_text(encoding="utf-8")).get("belongs_to")
+        except (ValueError, AttributeError):
+            found = None
+        if found != self.belongs_to:
+            raise StaleWork(
+                f"{self.folder} keeps work on another model, other samples or another recipe. "
+                "Name another folder to resume from, or delete this one to begin anew."
+            )
+        self._checked.append(True)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a long pass is given besides the program.
+
+    Attributes:
+        tell: called with how many pieces of work are done, and of how many.
+        journal: where finished pieces are kept; None if they are not.
+    """
+
+    tell: Callable[[int, int], None] = lambda _done, _total: None
+    journal: Journal | None = None
+
+
+UNSEEN = Work()
+"""Work that nobody watches, of which nothing is kept."""
+
+
+def digest(program: Program, options: str) -> str:
+    """A digest of a program, its samples, and what is about to be done with it.
+
+    Args:
+        program: graph, tensors and samples all count.
+        options: of the pass, as text.
+    """
+    found = hashlib.sha256(options.encode())
+    found.update(json.dumps(graph_json(program), sort_keys=True).encode())
+    samples = program.calibration or program.samples
+    for group in (program.tensors, *samples):
+        for name in sorted(group):
+            tensor = group[name].detach().contiguous()
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
