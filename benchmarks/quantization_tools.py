@@ -3,9 +3,9 @@
     PYTHON quantization_tools.py quantize TOOL METHOD MODEL TOKENS OUT
     PYTHON quantization_tools.py evaluate TOOL OUT TOKENS
 
-Each tool is imported where it is used: a Python has only one of them. Each gets the same model in float32
-and the same calibration samples, and is asked for 4-bit symmetric weights in groups of 64 of all
-linear layers but the head. The last line printed is JSON.
+Each tool is imported where it is used: a Python has only one of them. Each gets the same model in
+float32 and the same calibration samples, and is asked for 4-bit symmetric weights in groups of 64
+of all linear layers but the head. The last line printed is JSON.
 """
 
 import json
