@@ -11,14 +11,14 @@ import planish
 from planish.ir.capture.export import from_module
 from planish.ir.program import Program
 from planish.ir.progress import Progress
-from planish.passes import name_of
+from planish.passes import gptq, name_of
 from planish.passes.awq import Awq
 from planish.passes.contract import Pass
 from planish.passes.gptq import Gptq
 from planish.passes.pipeline import apply
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_weights import QuantizeWeights
-from planish.passes.sequential import walk
+from planish.passes.sequential import second_moments, walk
 from planish.passes.smooth_quant import SmoothQuant
 from planish.passes.work import StaleWork
 
@@ -88,16 +88,15 @@ def test_an_interrupted_run_goes_on_where_it_ended(
     assert [path.name for path in sorted(tmp_path.rglob("*.safetensors"))] == [
         "left.weight.safetensors"
     ]
-    solved = []
-    real = Gptq._solved
+    widths = []
 
-    def counted(self: Gptq, matrices: list[Tensor], inputs: list[Tensor]) -> object:
-        solved.append(len(matrices))
-        return real(self, matrices, inputs)
+    def counted(inputs: list[Tensor]) -> tuple[Tensor, int]:
+        widths.append(inputs[0].shape[-1])
+        return second_moments(inputs)
 
-    monkeypatch.setattr(Gptq, "_solved", counted)
+    monkeypatch.setattr(gptq, "second_moments", counted)
     resumed, _ = apply(program, [GPTQ], names=name_of, resume=tmp_path)
-    assert solved == [1]  # the last layer alone
+    assert widths == [64]  # of the last layer alone
     assert resumed.text() == whole.text()
     assert all(torch.equal(resumed.tensors[name], whole.tensors[name]) for name in whole.tensors)
     assert resumed.changes == whole.changes
