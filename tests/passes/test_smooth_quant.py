@@ -11,7 +11,7 @@ from planish.ir.program import Program
 from planish.passes import name_of
 from planish.passes.contract import NotApplicable
 from planish.passes.pipeline import apply
-from planish.passes.smooth_quant import SmoothQuant, smoothing_factors
+from planish.passes.smooth_quant import SmoothQuant, rounded_error, smoothing_factors
 from support.captured import captured
 
 TEXT = """\
@@ -149,3 +149,43 @@ def test_refusals(program: Program) -> None:
     assert "leave no linear layer of Block" in why_not(program, SmoothQuant(ignore=("Linear",)))
     bare = dataclasses.replace(program, samples=(), calibration=())
     assert "no calibration samples; pass --samples" in why_not(bare, SmoothQuant())
+
+
+def outlier(program: Program, channel: int, by: float) -> Program:
+    """The program with one channel of what gate and up read much louder, and weights softer."""
+    tensors = dict(program.tensors)
+    tensors["norm.weight"] = tensors["norm.weight"].clone()
+    tensors["norm.weight"][channel] *= by
+    for name in ("gate.weight", "up.weight"):
+        tensors[name] = tensors[name].clone()
+        tensors[name][:, channel] /= by
+    return dataclasses.replace(program, tensors=tensors)
+
+
+def test_a_search_takes_what_loses_least(program: Program) -> None:
+    loud = outlier(program, 3, 30)
+    searched = SmoothQuant(alpha="search", ignore=("down",))(loud)
+    found = next(change.what for change in searched.changes if "gate" in change.what)
+    share = float(found.partition("squared error ")[2].split()[0])
+    assert 0 < share < 0.2
+    rows = hidden(loud)
+    errors = {}
+    for alpha in (step / 10 for step in range(11)):
+        after = SmoothQuant(alpha=alpha, ignore=("down",))(loud)
+        factors = (loud.tensors["norm.weight"] / after.tensors["norm.weight"]).double()
+        errors[alpha] = sum(
+            rounded_error(rows, loud.tensors[name], factors)
+            for name in ("gate.weight", "up.weight")
+        )
+    assert f"alpha {min(errors, key=errors.__getitem__):g}:" in found
+
+
+def test_a_search_leaves_alone_what_loses_least_as_it_is(program: Program) -> None:
+    even = dataclasses.replace(program, calibration=({"x": torch.zeros(4, 8)},))
+    tensors = {**even.tensors, "embed.bias": torch.ones(16), "norm.weight": torch.ones(16)}
+    for name in ("gate.weight", "up.weight"):
+        tensors[name] = torch.full_like(even.tensors[name], 0.5)
+    even = dataclasses.replace(even, tensors=tensors)
+    after = SmoothQuant(alpha="search", ignore=("down",))(even)
+    assert any("no others lose less" in change.what for change in after.changes)
+    assert torch.equal(after.tensors["norm.weight"], torch.ones(16))
