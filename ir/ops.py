@@ -165,6 +165,13 @@ for _schema, (_eager, _fake) in _OPERATORS.items():
     _LIBRARY.impl(_name, _eager, "CompositeExplicitAutograd")
     torch.library.register_fake(f"planish::{_name}", _fake, lib=_LIBRARY)
 
+EAGER: dict[Callable[..., Any], Callable[..., Any]] = {
+    getattr(torch.ops.planish, schema.partition("(")[0]).default: eager
+    for schema, (eager, _) in _OPERATORS.items()
+}
+"""What each operator computes, by operators that have derivatives; the composite ones have none of
+their own."""
+
 rms_norm = torch.ops.planish.rms_norm.default
 """`rms_norm(x, weight?, eps)`: x / sqrt(mean(x²) + eps) · weight over the last dimension,
 normalized in float32 (or wider, if x is) and rounded to x's dtype before the weight (Zhang and

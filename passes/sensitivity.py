@@ -1,0 +1,239 @@
+"""What rounding each layer in each way would cost: bytes, error of its output, estimated loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, fx
+
+from planish.ir.cost import costs, total
+from planish.ir.program import Program, Sample
+from planish.ir.progress import Progress, silent
+from planish.ir.quant import QuantScheme
+from planish.passes.contract import NotApplicable
+from planish.passes.fisher import output_moments
+from planish.passes.inputs import samples_of
+from planish.passes.layers import Layer
+from planish.passes.rounding import round_to_nearest
+from planish.passes.sequential import second_moments, walk
+
+TOKENS, DIFFERENTIATED = 8192, 4096
+"""Of tokens about so many are learned from, and gradients taken of about so many."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to store a layer.
+
+    Attributes:
+        scheme: how it is rounded; None if it stays as it is.
+        nbytes: of what a checkpoint stores, scales and zero points included.
+        error: of the layer's output over the samples, ‖ΔW x‖ / ‖W x‖.
+        output: mean of ‖ΔW x‖²: tr(ΔW H ΔWᵀ), H the second moments of what the layer reads.
+        loss: what that is estimated to cost: nats a row of logits, or without logits half the
+            squared change of a row of the outputs, as a share of its mean square.
+    """
+
+    scheme: QuantScheme | None
+    nbytes: int
+    error: float
+    output: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """A layer, and what each way to store it costs.
+
+    Attributes:
+        name: of the weight.
+        group: the name of the first layer that reads the same value: its own, if it is alone.
+        numbers: how many weights it has.
+        readers: how often the weight is read in a run of the graph.
+        nbytes: as it is.
+        options: the ways to store it, at least one.
+    """
+
+    name: str
+    group: str
+    numbers: int
+    readers: int
+    nbytes: int
+    options: tuple[Option, ...]
+
+
+def sensitivities(
+    program: Program,
+    layers: Sequence[Layer],
+    schemes: Sequence[QuantScheme],
+    called: str,
+    *,
+    search: Literal[True, False, "inputs"] = True,
+    dense: bool = False,
+    progress: Progress = silent,
+) -> list[Sensitivity]:
+    """Measure layers on calibration samples: one backward pass, and one walk over the graph.
+
+    The loss that a layer adds is ½ Σ F_n (ΔW H ΔWᵀ)_nn, summed over output features n: H are the
+    second moments of the layer's inputs, F those of the loss's gradients at its outputs
+    (`planish.passes.fisher`). Losses of different layers are taken to add up. HAWQ-V2 (Dong et
+    al., 2020) weighs layers, SqueezeLLM (Kim et al., 2023) weights, by such second-order terms.
+
+    On tensors without data nothing is measured: losses are n · 4^-bits for n weights.
+
+    Args:
+        program: stays as it is.
+        layers: of the program, read by linear layers alone.
+        schemes: to round with; one whose group size does not divide a layer's width is no option
+            for it.
+        called: the name of the pass that asks, for errors.
+        search: how the scale of each group is searched for, as `quantize_weights` does.
+        dense: whether to leave a layer as it is is an option, too.
+        progress: told what is being done.
+
+    Raises:
+        NotApplicable: if no scheme fits a layer, there are no samples, or no gradient reaches any.
+    """
+    for layer in layers:
+        if not (dense or any(_fits(scheme, layer) for scheme in schemes)):
+            raise NotApplicable(
+                f"{called}: no candidate fits {layer.name}: no group size on offer divides its "
+                f"{layer.width} input features. Add a candidate per channel (group_size: null)."
+            )
+    if any(tensor.is_meta for tensor in program.tensors.values()):
+        losses: _Losses = {(one.name, way): _unseen(one, way) for one in layers for way in schemes}
+    else:
+        losses = _measured(program, layers, schemes, called, search, progress)
+    groups = _groups(layers)
+    return [
+        Sensitivity(
+            name=layer.name,
+            group=groups[layer.name],
+            numbers=layer.node.meta["val"].numel(),
+            readers=len(layer.node.users),
+            nbytes=program.tensors[layer.name].nbytes,
+            options=tuple(_options(layer, program, schemes, losses, dense=dense)),
+        )
+        for layer in layers
+    ]
+
+
+def decode_bytes(program: Program) -> int:
+    """Bytes moved when a program runs for one request of the least sizes: a step of decoding."""
+    least = {size.name: max(size.min, 1) for size in program.sizes}
+    return total(costs(program, least).values()).nbytes
+
+
+def _fits(scheme: QuantScheme, layer: Layer) -> bool:
+    return scheme.group_size is None or layer.width % scheme.group_size == 0
+
+
+_Losses = Mapping[tuple[str, QuantScheme], tuple[float, float, float]]
+"""Error, output and loss of an option, by the layer's name and the scheme."""
+
+
+def _options(
+    layer: Layer,
+    program: Program,
+    schemes: Iterable[QuantScheme],
+    losses: _Losses,
+    *,
+    dense: bool,
+) -> Iterable[Option]:
+    if dense:
+        yield Option(None, program.tensors[layer.name].nbytes, 0.0, 0.0, 0.0)
+    shape = layer.matrix(program.tensors).to("meta")
+    for scheme in schemes:
+        if _fits(scheme, layer):
+            stored, _ = round_to_nearest(shape, scheme)
+            nbytes = sum(tensor.nbytes for tensor in stored.tensors.values())
+            yield Option(scheme, nbytes, *losses[layer.name, scheme])
+
+
+def _unseen(layer: Layer, scheme: QuantScheme) -> tuple[float, float, float]:
+    """What stands in for the losses of a layer without data: each bit halves the error."""
+    noise = float(layer.node.meta["val"].numel()) / 4**scheme.bits
+    return noise, noise, noise
+
+
+def _measured(
+    program: Program,
+    layers: Sequence[Layer],
+    schemes: Sequence[QuantScheme],
+    called: str,
+    search: Literal[True, False, "inputs"],
+    progress: Progress,
+) -> _Losses:
+    samples = spread(samples_of(program, called), TOKENS)
+    owner = {reader: layer for layer in layers for reader in layer.node.users}
+    weights = output_moments(
+        program,
+        owner,
+        spread(samples, DIFFERENTIATED),
+        lambda done, count: progress("gradients", done, count),
+    )
+    if not any(bool(weight.any()) for weight in weights.values()):
+        raise NotApplicable(
+            f"{called}: no gradient of the outputs reaches {layers[0].name} or any other layer "
+            "that was asked for, so that nothing tells how sensitive they are; name others."
+        )
+    sizes = dict.fromkeys((layer.name for layer in layers), 0.0)
+    sums = {(layer.name, scheme): (0.0, 0.0) for layer in layers for scheme in schemes}
+    seen = 0
+
+    def visit(group: list[fx.Node], inputs: list[Tensor]) -> Mapping[fx.Node, Tensor]:
+        nonlocal seen
+        moments, rows = second_moments(inputs)
+        moments /= rows
+        squares = moments.diagonal() if search == "inputs" else None
+        for node in group:
+            progress("layers", seen, len(owner))
+            seen += 1
+            layer = owner[node]
+            matrix = layer.matrix(program.tensors)
+            sizes[layer.name] += float(_squares(matrix, moments).sum())
+            for scheme in [one for one in schemes if _fits(one, layer)]:
+                made, _ = round_to_nearest(matrix, scheme, search=bool(search), squares=squares)
+                lost = _squares(made.dequantize().float() - matrix, moments)
+                output, loss = sums[layer.name, scheme]
+                sums[layer.name, scheme] = (
+                    output + float(lost.sum()),
+                    loss + float(lost @ weights[node.name]) / 2,
+                )
+        return {}
+
+    walk(program, samples, list(owner), visit)
+    return {
+        (name, scheme): ((output / max(sizes[name], 1e-30)) ** 0.5, output, loss)
+        for (name, scheme), (output, loss) in sums.items()
+    }
+
+
+def _squares(matrix: Tensor, moments: Tensor) -> Tensor:
+    """The mean square of each output feature of a matrix [N, K], float64 [N]."""
+    wide = matrix.float()
+    return ((wide @ moments) * wide).sum(-1, dtype=torch.float64).clamp_min_(0)
+
+
+def spread(samples: Sequence[Sample], tokens: int) -> list[Sample]:
+    """Samples evenly spaced with about so many tokens; all, if they are not of tokens."""
+    if not samples or "input_ids" not in samples[0]:
+        return list(samples)
+    whole = sum(sample["input_ids"].numel() for sample in samples)
+    count = max(1, min(len(samples), round(len(samples) * tokens / max(whole, 1))))
+    return [samples[place * len(samples) // count] for place in range(count)]
+
+
+def _groups(layers: Sequence[Layer]) -> dict[str, str]:
+    """For each layer the first of those that read what it reads, also by way of others."""
+    first = {layer.name: layer.name for layer in layers}
+    by_source: dict[object, str] = {}
+    for layer in layers:
+        for reader in layer.node.users:
+            known = by_source.setdefault(reader.args[0], layer.name)
+            one, other = first[known], first[layer.name]
+            first = {name: one if root == other else root for name, root in first.items()}
+    return first
