@@ -24,6 +24,9 @@ from planish.ir.flow.vocabulary import Expression, Fill, Opaque, Value, everythi
 from planish.ir.operators import HigherOrderOperator, is_operator
 from planish.ir.rules.aten import LEARN, RULES, WRITES
 
+_FLOATS = 64
+"""Of stored tensors with no more floating-point numbers than this, each is kept."""
+
 _FOLLOWED = (torch.int64, torch.int32, torch.bool)
 """The dtypes whose values may be known: narrower ones wrap, floating-point ones round."""
 
@@ -44,6 +47,7 @@ class Reader:
         self.declared = declared or {}
         self.values: dict[fx.Node, Any] = {}
         self.known: dict[Value, Known] = {}
+        self.floats: dict[Value, tuple[float, ...]] = {}
         self.entered: dict[fx.Node, Value] = {}
         self.nodes: list[Node] = []
         self.unknown: Counter[str] = Counter()
@@ -58,6 +62,8 @@ class Reader:
         known = stored_numbers(tensor) if tensor is not None and steady else None
         if known is not None:
             self.known[value] = known
+        if tensor is not None and steady and _is_small(tensor):
+            self.floats[value] = tuple(tensor.double().flatten().tolist())
         return value
 
     def flow(
@@ -77,6 +83,7 @@ class Reader:
             self.known,
             dict(self.unknown),
             assertions=self.assertions,
+            floats=self.floats,
         )
 
     def changed(self) -> Iterator[State]:
@@ -294,6 +301,11 @@ def _source_line(node: fx.Node) -> str:
         return ""
     path, _, rest = lines[-1].removeprefix('File "').partition('", line ')
     return f"{path.rsplit('/', 1)[-1]}:{rest.partition(',')[0]}"
+
+
+def _is_small(tensor: Tensor) -> bool:
+    """Whether a stored tensor holds floating-point numbers, and few of them."""
+    return tensor.is_floating_point() and not tensor.is_meta and tensor.numel() <= _FLOATS
 
 
 def stored_numbers(tensor: Tensor) -> Known | None:

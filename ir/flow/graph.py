@@ -61,6 +61,7 @@ class Flow:
         assertions: how many checks of values can stop a run.
         defaults: inputs whose values the file stores, which count as stored.
         stops: where runs of the model stop, so that this graph leaves them out.
+        floats: the elements of very small stored tensors of floating-point numbers.
     """
 
     inputs: tuple[Value, ...]
@@ -74,3 +75,4 @@ class Flow:
     assertions: int = 0
     defaults: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()
+    floats: Mapping[Value, tuple[float, ...]] = field(default_factory=dict)

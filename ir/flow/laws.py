@@ -125,26 +125,48 @@ class Packed(ByPlace):
 
 
 @dataclass(frozen=True, eq=False)
-class Weighed(ByPlace):
-    """Attention, or its softmax, where a mask of truth values says which positions take part.
+class Computed(Law):
+    """A function of the elements at each place, of operands that are broadcast, and of numbers.
 
     Attributes:
-        mask: along the last two dimensions of the scores: of the queries, of the keys.
-        place: the dimension of the result along which the queries lie.
-        across: the tag of the dimension of the values along which the keys lie.
+        function: `add sub mul div neg min max cast` of numbers; `eq ne lt le gt ge`, which give
+            truth values; `not and or` of truth values; `where`, whose first operand chooses.
+        operands: in the order of the function.
     """
 
-    mask: Expression | None = None
-    place: int = 0
-    across: str = ""
+    function: str
+    operands: tuple[Expression | float, ...]
 
 
-class Alike(Law):
-    """Whether the elements of two operands are equal."""
+@dataclass(frozen=True, eq=False)
+class Triangle(ByPlace):
+    """Zero on one side of a diagonal of the last two dimensions, and `value` elsewhere.
+
+    Attributes:
+        value: of the result's shape.
+        diagonal: whether elements with two equal indices are kept; None if that is not known.
+    """
+
+    value: Expression | None = None
+    diagonal: bool | None = None
 
 
-class Both(Law):
-    """Whether the elements of both operands are true, if they are truth values."""
+@dataclass(frozen=True, eq=False)
+class Hidden(ByPlace):
+    """`value`, or minus infinity by place; never so where the last two indices are equal."""
+
+    value: Expression | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax(Law):
+    """The softmax of `value` along what is mixed."""
+
+    value: Expression
+
+
+class Products(Law):
+    """A sum over what is read whole of the products of the elements of all operands."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -151,6 +151,7 @@ def _read(
         known=context.known,
         unknown_operators=dict(context.unknown),
         defaults=tuple(one.name for one in graph.input if one.name in stored),
+        floats=context.floats,
     )
 
 

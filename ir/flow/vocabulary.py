@@ -160,10 +160,12 @@ class Fill(Expression):
         shape: of the result.
         content: `"constant"` if all are equal, `"by place"` if not, `"random"`, or
             `"uninitialized"`: what other requests left behind.
+        number: what all elements are, if that is known.
     """
 
     shape: Shape
     content: str = "constant"
+    number: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,10 +343,14 @@ def permuted(value: Expression, order: Sequence[int]) -> Reads:
 
 
 def contraction(
-    shape: Shape, *operands: tuple[Expression, Sequence[Tag]], kind: str = "contract"
+    shape: Shape,
+    *operands: tuple[Expression, Sequence[Tag]],
+    kind: str = "contract",
+    law: Law | None = None,
 ) -> Reads:
     """A sum of products: what lies along no dimension of the result is read whole."""
-    return Reads(shape, tuple(Operand(value, tuple(tags)) for value, tags in operands), kind)
+    read = tuple(Operand(value, tuple(tags)) for value, tags in operands)
+    return Reads(shape, read, kind, law=law)
 
 
 def everything(kind: str, shape: Shape, *values: Expression) -> Reads:

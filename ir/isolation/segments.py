@@ -6,51 +6,36 @@ that no number of a request decides. A `Map` then gives a row, and says: this el
 nothing but the request that has this row. Whatever works on each row by itself keeps that, and so
 does attention that reads within requests:
 
-    Packed     by bounds; the operator reads nothing else
-    Weighed    by a mask that is true only where two rows are of one request: what it forbids
-               weighs exactly 0, which times a number that is not finite would not be 0
+    Packed      by bounds; the operator reads nothing else
+    Softmax     of scores that a mask lowers so far, wherever two rows are of different requests,
+                that what it leaves of them is exactly 0
+    Products    with what is exactly 0 there, such as those weights
+
+0 times a number that is not finite is no number, so that all is finite is assumed; and of a mask
+that is not minus infinity, that what it is added to is small beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from math import inf
 
 from planish.ir.flow.graph import Flow
-from planish.ir.flow.laws import Alike, Both, Packed, Weighed
-from planish.ir.flow.vocabulary import Expression, Operand, Reads, Reshape, Shape, Value
+from planish.ir.flow.laws import Packed, Products, Softmax
+from planish.ir.flow.polynomial import Count
+from planish.ir.flow.vocabulary import Operand, Reads, Tag
 from planish.ir.isolation.digits import Digit, Map, make
+from planish.ir.isolation.masks import Mask, Masks
 from planish.ir.isolation.parts import same
 
 FINITE = (
-    "what attention computes is finite: a mask of truth values keeps requests apart as long as "
-    "no other request's number is infinite or NaN"
+    "what attention computes is finite: a mask keeps requests apart as long as no other request's "
+    "number is infinite or NaN"
 )
-
-
-@dataclass(frozen=True)
-class Ids:
-    """An element says whose the row is whose number its index along `dim` is."""
-
-    dim: int
-
-
-@dataclass(frozen=True)
-class Within:
-    """An element is true only if its indices along two dimensions are rows of one request."""
-
-    first: int
-    second: int
-
-
-Fact = Ids | Within
 
 
 class Segments:
     """What is known of a flow whose batch is packed.
-
-    Attributes:
-        assumed: what was relied upon, for people.
 
     Args:
         flow: to be followed.
@@ -59,45 +44,27 @@ class Segments:
     """
 
     def __init__(self, flow: Flow, bounds: tuple[str, ...], ids: Mapping[str, int]) -> None:
-        self.assumed: set[str] = set()
+        self._finite = False
+        self._bound: tuple[float, float] | None = None  # of what a mask meets, and how low it is
+        self._masks = Masks(flow, ids)
         self._bounds = {value for value in flow.inputs if value.name in bounds}
-        self._facts: dict[Value, Fact] = {
-            value: Ids(ids[value.name]) for value in flow.inputs if value.name in ids
-        }
-        for node in flow.nodes if bounds or ids else ():
+        self._active = bool(bounds or ids)
+        for node in flow.nodes if bounds else ():
             for output, expression in zip(node.outputs, node.expressions, strict=True):
                 if same(expression) in self._bounds:
                     self._bounds.add(output)
-                fact = self._of(expression)
-                if fact is not None:
-                    self._facts[output] = fact
 
-    def _of(self, expression: Expression) -> Fact | None:
-        match expression:
-            case Value():
-                return self._facts.get(expression)
-            case Reshape(value=value, shape=shape):
-                return _reshaped(self._of(value), value.shape, shape)
-            case Reads(kind="copy", operands=(operand,), mixed=mixed, law=None) if not mixed:
-                return self._moved(operand, expression)
-            case Reads(kind="equal", operands=(one, other), law=Alike()):
-                first, second = self._moved(one, expression), self._moved(other, expression)
-                if isinstance(first, Ids) and isinstance(second, Ids) and first != second:
-                    return Within(first.dim, second.dim)
-            case Reads(operands=operands, law=Both()) if _are_truths(operands):
-                found = (self._moved(operand, expression) for operand in operands)
-                return next((one for one in found if isinstance(one, Within)), None)
-        return None
-
-    def _moved(self, operand: Operand, reads: Reads) -> Fact | None:
-        """A fact of an operand as one of the result, along dimensions that are not spread."""
-        fact = self._of(operand.value)
-        dims = () if fact is None else _dims(fact)
-        places = [operand.tags[dim] for dim in dims]
-        for dim, place in zip(dims, places, strict=True):
-            if not isinstance(place, int) or operand.value.shape[dim] != reads.shape[place]:
-                return None
-        return type(fact)(*places) if fact is not None else None  # type: ignore[arg-type]
+    @property
+    def assumed(self) -> frozenset[str]:
+        """What was relied upon, for people: of several bounds the strictest."""
+        found = {FINITE} if self._finite else set()
+        if self._bound is not None:
+            limit, far = self._bound
+            found.add(
+                "the numbers that a mask is added to, or put in place of, are less than "
+                f"{limit:.3g} from 0: it lowers what it hides by {far:.3g} or more"
+            )
+        return frozenset(found)
 
     def kept(self, one: Map, operand: Operand, reads: Reads) -> Map | None:
         """The map of a result that reads rows across requests, but only within each.
@@ -105,55 +72,54 @@ class Segments:
         None if nothing says so: the rows that are read have to be all rows in their order, and
         those of the result as well.
         """
-        law = reads.law
-        if not isinstance(law, Packed | Weighed) or one.offset != 0 or len(one.digits) != 1:
+        if not self._active or one.offset != 0 or len(one.digits) != 1:
             return None
         (digit,) = one.digits
-        size = operand.value.shape[digit.dim]
-        tag = operand.tags[digit.dim]
-        every = digit == Digit(digit.dim, 1, size) and reads.shape[law.place] == size
-        if not every or (tag != law.across and tag not in reads.mixed):
+        size, tag = operand.value.shape[digit.dim], operand.tags[digit.dim]
+        if digit != Digit(digit.dim, 1, size):
             return None
-        if not self._divide(law):
+        place = self._place(tag, size, reads)
+        if place is None or reads.shape[place] != size:
             return None
-        return make(0, [Digit(law.place, 1, size)])
+        return make(0, [Digit(place, 1, size)])
 
-    def _divide(self, law: Packed | Weighed) -> bool:
-        """Whether an operator reads within requests alone."""
-        if isinstance(law, Packed):
-            return bool(law.bounds) and all(same(one) in self._bounds for one in law.bounds)
-        fact = self._of(law.mask) if law.mask is not None else None
-        rank = len(law.mask.shape) if law.mask is not None else 0
-        if fact not in (Within(rank - 2, rank - 1), Within(rank - 1, rank - 2)):
-            return False
-        self.assumed.add(FINITE)
-        return True
+    def _place(self, tag: Tag, size: Count, reads: Reads) -> int | None:
+        """The dimension of the result along which the rows lie that read rows of a tag."""
+        match reads.law:
+            case Packed(place=place, bounds=bounds, across=across) if tag == across:
+                return (
+                    place if bounds and all(same(one) in self._bounds for one in bounds) else None
+                )
+            case Softmax(value=value) if tag in reads.mixed:
+                return self._by_weights(tag, self._masks.row(value, reads.mixed))
+            case Products() if isinstance(tag, str):
+                return self._by_zeros(tag, size, reads)
+        return None
+
+    def _by_weights(self, tag: Tag, mask: Mask | None) -> int | None:
+        """The rows of a softmax of scores that a mask lowers between different requests."""
+        if mask is None or tag not in mask.dims:
+            return None
+        self._finite = True
+        free = max(mask.own.free, mask.other.free)
+        if mask.other.high > -inf and free:
+            bound = (mask.far / 4 / free, mask.far)
+            self._bound = min(bound, self._bound or bound)
+        return next(dim for dim in mask.dims if dim != tag)
+
+    def _by_zeros(self, tag: str, size: Count, reads: Reads) -> int | None:
+        """The rows of a sum of products one of whose operands is 0 between different requests."""
+        for operand in reads.operands:
+            fact = self._masks.zero(operand.value)
+            if fact is not None:
+                tags = [operand.tags[dim] for dim in fact.dims]
+                places = [one for one in tags if isinstance(one, int)]
+                sizes = {operand.value.shape[dim] for dim in fact.dims}
+                if tag in tags and places and sizes == {size}:
+                    self._finite = True
+                    return places[0]
+        return None
 
 
 NO_SEGMENTS = Segments(Flow((), (), (), {}), (), {})
 """Of a batch that is not packed."""
-
-
-def _dims(fact: Fact) -> tuple[int, ...]:
-    return (fact.dim,) if isinstance(fact, Ids) else (fact.first, fact.second)
-
-
-def _are_truths(operands: tuple[Operand, ...]) -> bool:
-    kinds = {str(getattr(operand.value, "dtype", "")) for operand in operands}
-    return len(operands) == 2 and kinds == {"torch.bool"}
-
-
-def _reshaped(fact: Fact | None, old: Shape, new: Shape) -> Fact | None:
-    """A fact after dimensions of size 1 came or went, or after others were split before it."""
-    if fact is None:
-        return None
-    dims = _dims(fact)
-    least = min(dims)
-    if old[least:] == new[len(new) - (len(old) - least) :]:
-        shift = len(new) - len(old)
-        return type(fact)(*(dim + shift for dim in dims))
-    kept = [dim for dim, size in enumerate(old) if size != 1]
-    places = [dim for dim, size in enumerate(new) if size != 1]
-    if [old[dim] for dim in kept] != [new[dim] for dim in places] or not set(dims) <= set(kept):
-        return None
-    return type(fact)(*(places[kept.index(dim)] for dim in dims))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from math import inf
 
 from planish.ir.flow.call import Call, NotCovered, Result, Rule
-from planish.ir.flow.laws import ByPlace, Packed, Weighed
+from planish.ir.flow.laws import ByPlace, Computed, Hidden, Packed, Products, Softmax
 from planish.ir.flow.vocabulary import (
     Expression,
     Fill,
@@ -39,12 +39,20 @@ def attention(call: Call) -> Result:
         "return_debug_mask",
     ):
         call.get(name)
-    shape = call.shape
     bias = mask if isinstance(mask, Expression) else None
-    chosen = bias if "attn_bias" not in call else None  # that is added to scores
-    out = attended(query, key, value, bias, shape, chosen)
+    # Where a mask meets is_causal, not every kernel reads it.
+    truths = None if call.get("is_causal") else meaning(getattr(bias, "dtype", None))
+    out = attended(query, key, value, bias, call.shape, truths)
     rest = [_statistics(query, key, bias, output.shape) for output in call.outputs[1:]]
     return (out, *rest)
+
+
+def meaning(dtype: object) -> bool | None:
+    """Whether a mask says which positions take part, or is added to scores; None if not known."""
+    name = str(dtype).removeprefix("torch.").lower()
+    return (
+        name == "bool" if name == "bool" or name.startswith(("float", "bfloat", "double")) else None
+    )
 
 
 def attended(
@@ -53,14 +61,14 @@ def attended(
     value: Expression,
     mask: Expression | None,
     shape: Shape,
-    chosen: Expression | None = None,
+    truths: bool | None = None,
 ) -> Expression:
     """Attention of [..., H, T, D] over [..., K, S, D] and [..., K, S, V], K dividing H.
 
     Each position reads all of the query's width, all positions of its key head, and its row of
     the mask. A mask that forbids a position does not keep what is not finite there from being
-    read, so it does not keep requests apart. `chosen` is the mask again, if truth values in it
-    say which positions take part.
+    read. If `truths`, it says which positions take part; if not, it is added to the scores; None
+    where that is not known.
     """
     rank = len(shape)
     lead = rank - 2
@@ -70,7 +78,7 @@ def attended(
     if lead and shared not in (heads, 1):
         if value.shape[lead - 1] != shared:
             raise NotCovered("keys and values of different numbers of heads")
-        return _grouped(query, key, value, mask, shape, chosen)
+        return _grouped(query, key, value, mask, shape, truths)
     places = tuple(range(lead))
     scores: Expression = contraction(
         (*shape[:-1], key.shape[-2]),
@@ -78,17 +86,19 @@ def attended(
         (key, (*places, lead + 1, "width")),
     )
     if mask is not None:
-        scores = pointwise("nonlinear", scores, mask, shape=scores.shape)
-    law = ByPlace((lead, lead + 1))  # it may be causal
-    if chosen is not None:
-        law = Weighed((lead, lead + 1), chosen, lead, "positions")
-    weights = along("softmax", scores, (lead + 1,), law=law)
-    out = contraction(
+        law = None
+        if truths is not None:
+            hide, add = Computed("where", (mask, scores, -inf)), Computed("add", (scores, mask))
+            law = hide if truths else add
+        scores = pointwise("nonlinear", scores, mask, shape=scores.shape, law=law)
+    hidden = Hidden((lead, lead + 1), scores)  # it may be causal
+    scores = pointwise("nonlinear", scores, law=hidden)
+    return contraction(
         shape,
-        (weights, (*places, lead, "positions")),
+        (along("softmax", scores, (lead + 1,), law=Softmax(scores)), (*places, lead, "positions")),
         (value, (*places, "positions", lead + 1)),
+        law=Products(),
     )
-    return out if chosen is None else replace(out, law=Weighed((), chosen, lead, "positions"))
 
 
 def _ranked(value: Expression, rank: int) -> Expression:
@@ -102,7 +112,7 @@ def _grouped(
     value: Expression,
     mask: Expression | None,
     shape: Shape,
-    chosen: Expression | None,
+    truths: bool | None,
 ) -> Expression:
     """Grouped queries: H heads as K groups of H / K, which broadcast over their key head."""
     lead = len(shape) - 3
@@ -121,9 +131,8 @@ def _grouped(
         own = mask.shape[-3]
         parts = split if own == heads else (own, 1)
         mask = Reshape(mask, (*mask.shape[:-3], *parts, *mask.shape[-2:]))
-        chosen = mask if chosen is not None else None
     wide = (*shape[:lead], *split, *shape[lead + 1 :])
-    return Reshape(attended(parted(query), lone(key), lone(value), mask, wide, chosen), shape)
+    return Reshape(attended(parted(query), lone(key), lone(value), mask, wide, truths), shape)
 
 
 def _statistics(

@@ -37,9 +37,18 @@ CONTENTS = {
 def _rule(content: str) -> Rule:
     def rule(call: Call) -> Expression:
         call.tensors()  # only the shape and the dtype of what they are like
-        return Fill(call.shape, content)
+        return Fill(call.shape, content, _number(call) if content == "constant" else None)
 
     return rule
+
+
+def _number(call: Call) -> float | None:
+    """What all elements of a constant are."""
+    for name in ("zeros", "ones"):
+        if name in call.operator:
+            return float(name == "ones")
+    given = next(call[name] for name in ("fill_value", "value", "s") if name in call)
+    return float(given) if isinstance(given, bool | int | float) else None
 
 
 RULES: dict[str, Rule] = {

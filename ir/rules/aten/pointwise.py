@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from planish.ir.flow.call import Call, Learn, Result, Rule
 from planish.ir.flow.known import Known, Numbers, combined, numbers, one_number
-from planish.ir.flow.laws import Alike, Both, ByPlace, Cast, Law, Quotient
+from planish.ir.flow.laws import ByPlace, Cast, Computed, Law, Quotient, Triangle
 from planish.ir.flow.polynomial import Polynomial
 from planish.ir.flow.vocabulary import Expression, Reshape, pointwise
 from planish.ir.operators import schema
@@ -42,11 +42,24 @@ KINDS = {
 }
 """Packets by what they compute; the ranges of a fake quantization are arguments."""
 
-LAWS: dict[str, Law] = {
-    "eq": Alike(),
-    **dict.fromkeys(("logical_and", "bitwise_and", "__and__"), Both()),
+_PAIR = ("self", "other")
+
+FUNCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    **{name: (name, _PAIR) for name in ("add", "sub", "mul", "div", "eq", "ne")},
+    **{name: (name, _PAIR) for name in ("lt", "le", "gt", "ge")},
+    **dict.fromkeys(("subtract",), ("sub", _PAIR)),
+    **dict.fromkeys(("multiply",), ("mul", _PAIR)),
+    **dict.fromkeys(("divide", "true_divide"), ("div", _PAIR)),
+    "rsub": ("sub", ("other", "self")),
+    "neg": ("neg", ("self",)),
+    "minimum": ("min", _PAIR),
+    "maximum": ("max", _PAIR),
+    "masked_fill": ("where", ("mask", "value", "self")),
+    **dict.fromkeys(("logical_and", "bitwise_and", "__and__"), ("and", _PAIR)),
+    **dict.fromkeys(("logical_or", "bitwise_or", "__or__"), ("or", _PAIR)),
+    **dict.fromkeys(("logical_not", "bitwise_not"), ("not", ("self",))),
 }
-"""What is known of some of them exactly."""
+"""Packets that compute exactly what a law names, of these arguments."""
 
 TRIANGLES = "tril.default triu.default"
 """They clear elements by their place alone, along the last two dimensions."""
@@ -76,12 +89,27 @@ def _overloads(packet: str) -> Iterator[Any]:
             yield operator
 
 
-def _rule(kind: str, law: Law | None = None) -> Rule:
+def computed(call: Call, function: str, names: Sequence[str]) -> Computed | None:
+    """The law of a function of these arguments; None if it is not quite that function."""
+    operands: list[Expression | float] = []
+    for name in names:
+        given = call[name]
+        if not isinstance(given, Expression | bool | int | float):
+            return None
+        operands.append(given if isinstance(given, Expression) else float(given))
+    truths = all(getattr(one, "dtype", None) == torch.bool for one in operands)
+    if call.get("alpha", 1) != 1 or (function in ("not", "and", "or") and not truths):
+        return None
+    return Computed(function, tuple(operands))
+
+
+def _rule(kind: str, law: Law | None = None, packet: str = "") -> Rule:
     def rule(call: Call) -> Expression:
         values = call.tensors()
+        said = computed(call, *FUNCTIONS[packet]) if packet in FUNCTIONS else law
         # The other operand of a sum is a number, the same at every index.
         what = "shift" if kind == "add" and len(values) == 1 else kind
-        return pointwise(what, *values, shape=call.shape, law=law)
+        return pointwise(what, *values, shape=call.shape, law=said)
 
     return rule
 
@@ -91,7 +119,11 @@ def cast(call: Call) -> Expression:
     (value, *_) = call.tensors()
     old, new = getattr(value, "dtype", None), call.outputs[0].dtype
     same = old == new or (old in _EXACT and new in _EXACT)
-    law = Cast(value, _EXACT_UP_TO[new]) if old in _EXACT_UP_TO and new in _EXACT_UP_TO else None
+    law: Law | None = None
+    if old in _EXACT_UP_TO and new in _EXACT_UP_TO:
+        law = Cast(value, _EXACT_UP_TO[new])
+    elif not same:
+        law = Computed("cast", (value,))
     return pointwise("copy" if same else "linear", value, shape=call.shape, law=law)
 
 
@@ -130,7 +162,8 @@ def where(call: Call) -> Expression:
         truths = [bool(x) for x in chosen.array.flat if isinstance(x, int)]
         if len(truths) == chosen.array.size and len(set(truths)) == 1:
             return pointwise("copy", sides[0 if truths[0] else 1], shape=call.shape)
-    return pointwise("nonlinear", condition, *sides, shape=call.shape)
+    law = computed(call, "where", ("condition", "self", "other"))
+    return pointwise("nonlinear", condition, *sides, shape=call.shape, law=law)
 
 
 def prelu(call: Call) -> Expression:
@@ -157,8 +190,13 @@ def _along(parameter: Expression, dim: int, rank: int) -> Expression:
 def triangle(call: Call) -> Expression:
     """`tril(x, k)` and `triu(x, k)`."""
     rank = len(call.shape)
-    law = ByPlace((rank - 2, rank - 1))
-    return pointwise("nonlinear", *call.tensors(), shape=call.shape, law=law)
+    diagonal, (value,) = call["diagonal"], call.tensors()
+    upper = "triu" in call.operator
+    kept = None
+    if isinstance(diagonal, int):
+        kept = diagonal <= 0 if upper else diagonal >= 0
+    law = Triangle((rank - 2, rank - 1), value, kept)
+    return pointwise("nonlinear", value, shape=call.shape, law=law)
 
 
 def dropout(call: Call) -> Result:
@@ -169,7 +207,7 @@ def dropout(call: Call) -> Result:
 
 def _table() -> dict[str, Rule]:
     rules = {
-        str(operator): _rule(kind, LAWS.get(packet))
+        str(operator): _rule(kind, packet=packet)
         for kind, packets in KINDS.items()
         for packet in packets.split()
         for operator in _overloads(packet)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from planish.ir.flow.call import Call, NotCovered, Rule
-from planish.ir.flow.laws import GroupedProduct
+from planish.ir.flow.laws import GroupedProduct, Products
 from planish.ir.flow.polynomial import Count, quotient
 from planish.ir.flow.vocabulary import (
     Expression,
@@ -41,10 +41,10 @@ def _plus(product: Expression, *others: Expression | None) -> Expression:
 def matmul(call: Call) -> Expression:
     """`mm`, `bmm`, `matmul`: also of vectors and with broadcasting."""
     one, two = call.tensors()
-    return product_of(one, two, call.shape)
+    return replace(product_of(one, two, call.shape), law=Products())
 
 
-def product_of(one: Expression, two: Expression, shape: Shape) -> Expression:
+def product_of(one: Expression, two: Expression, shape: Shape) -> Reads:
     """A matrix product of `one` and `two`, as NumPy's matmul."""
     rows = len(one.shape) > 1
     columns = len(two.shape) > 1
@@ -175,7 +175,7 @@ def summed(equation: str, values: Sequence[Expression], shape: Shape) -> Express
             else:
                 tags += [first_dot + dots - own + n for n in range(own)]
         operands.append(Operand(value, tuple(tags)))
-    return Reads(shape, tuple(operands), "contract")
+    return Reads(shape, tuple(operands), "contract", law=Products())
 
 
 def trace(call: Call) -> Expression:

@@ -14,6 +14,7 @@ from planish.ir.flow.laws import (
     Picked,
     Places,
     RunningSum,
+    Softmax,
     Sorting,
 )
 from planish.ir.flow.polynomial import product
@@ -66,6 +67,10 @@ ALONG = {
 }
 
 
+SOFTMAX = ("aten._softmax.default", "aten.softmax.int", "aten._safe_softmax.default")
+"""Those whose results are weights, not their logarithms."""
+
+
 def _dims(call: Call, rank: int) -> tuple[int, ...]:
     """The dimensions that a call names, all if it names none."""
     given = call.get("dim", call.get("axis"))
@@ -98,7 +103,8 @@ def _along(kind: str) -> Rule:
         (value,) = call.tensors()
         rank = len(value.shape)
         dims = call.dims(call.get("dim", 0), rank)  # msort has none: it sorts along the first
-        return tuple(along(kind, value, dims) for _ in call.outputs)
+        law = Softmax(value) if call.operator in SOFTMAX else None
+        return tuple(along(kind, value, dims, law=law) for _ in call.outputs)
 
     return rule
 

@@ -15,7 +15,7 @@ from planish.ir.flow.vocabulary import (
     aligned,
     permuted,
 )
-from planish.ir.rules.aten.attention import attended
+from planish.ir.rules.aten.attention import attended, meaning
 from planish.ir.rules.onnx.call import OnnxCall, named, of_rank
 
 
@@ -39,10 +39,14 @@ def side_by_side(value: Expression) -> Expression:
 
 
 def attend(
-    query: Expression, key: Expression, value: Expression, mask: Expression | None
+    query: Expression,
+    key: Expression,
+    value: Expression,
+    mask: Expression | None,
+    truths: bool | None = None,
 ) -> Expression:
-    """Attention of [B, H, T, D] over [B, K, S, D] and [B, K, S, V]."""
-    return attended(query, key, value, mask, (*query.shape[:3], value.shape[3]))
+    """Attention of [B, H, T, D] over [B, K, S, D] and [B, K, S, V]; of masks see `attended`."""
+    return attended(query, key, value, mask, (*query.shape[:3], value.shape[3]), truths)
 
 
 def scores(
@@ -75,7 +79,10 @@ def attention(call: OnnxCall) -> Result:
     key = Concat((past_key, key), 2) if past_key is not None else key
     value = Concat((past_value, value), 2) if past_value is not None else value
     mask, lengths = call.optional(3), call.optional(6)
-    out = attend(query, key, value, mask)
+    # A cap on scores behind the mask lifts what it hides; where it lies depends on the version.
+    capped = call.attribute("softcap", 0.0) != 0
+    truths = None if capped else meaning(getattr(mask, "dtype", None))
+    out = attend(query, key, value, mask, truths)
     table = scores(query, key, mask, key.shape[2])
     if lengths is not None:
         out, table = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from planish.ir.flow.call import NotCovered, Result
-from planish.ir.flow.known import Numbers
-from planish.ir.flow.laws import ByPlace
+from planish.ir.flow.known import Numbers, one_number
+from planish.ir.flow.laws import ByPlace, Computed, Law, Triangle
 from planish.ir.flow.vocabulary import Expression, Fill, Reshape, pointwise
 from planish.ir.rules.onnx.call import Items, OnnxCall, OnnxRule, named
 from planish.ir.rules.onnx.sizes import joined_shape
@@ -48,9 +50,23 @@ EXACT = ("INT64", "INT32")
 """The types between which a cast keeps what is known."""
 
 
-def together(kind: str, *values: Expression) -> Expression:
+FUNCTIONS = {
+    **{"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Min": "min", "Max": "max"},
+    **{"Equal": "eq", "Less": "lt", "LessOrEqual": "le", "Greater": "gt", "GreaterOrEqual": "ge"},
+    **{"And": "and", "Or": "or", "Not": "not", "Neg": "neg"},
+}
+"""Operators that compute exactly what a law names, of all their operands: one or two."""
+
+
+def together(kind: str, *values: Expression, law: Law | None = None) -> Expression:
     """Each element reads the elements at its place, with broadcasting."""
-    return pointwise(kind, *values, shape=joined_shape(value.shape for value in values))
+    return pointwise(kind, *values, shape=joined_shape(value.shape for value in values), law=law)
+
+
+def _law(name: str, values: Sequence[Expression]) -> Law | None:
+    function = FUNCTIONS.get(name)
+    fits = len(values) == (1 if function in ("neg", "not") else 2)
+    return Computed(function, tuple(values)) if function is not None and fits else None
 
 
 def _rule(kind: str) -> OnnxRule:
@@ -61,7 +77,7 @@ def _rule(kind: str) -> OnnxRule:
             raise NotCovered("no input")
         if len(values) == 2 and call.attribute("broadcast", 0):
             values[1] = _placed(values[1], len(values[0].shape), call)
-        return together(kind, *values)
+        return together(kind, *values, law=_law(call.name, values))
 
     return rule
 
@@ -100,7 +116,8 @@ def cast(call: OnnxCall) -> Expression:
         call.input(1)  # only its type
     old, new = getattr(value, "dtype", None), call.outputs[0].dtype
     same = old is not None and (old == new or (old in EXACT and new in EXACT))
-    return pointwise("copy" if same else "linear", value)
+    law = None if same else Computed("cast", (value,))
+    return pointwise("copy" if same else "linear", value, law=law)
 
 
 def clip(call: OnnxCall) -> Expression:
@@ -127,7 +144,8 @@ def where(call: OnnxCall) -> Expression:
         truths = set(chosen.array.flat)
         if truths in ({True}, {False}):
             return pointwise("copy", sides[0 if True in truths else 1], shape=shape)
-    return pointwise("nonlinear", condition, *sides, shape=shape)
+    law = Computed("where", (condition, *sides))
+    return pointwise("nonlinear", condition, *sides, shape=shape, law=law)
 
 
 def dropout(call: OnnxCall) -> Result:
@@ -145,8 +163,14 @@ def dropout(call: OnnxCall) -> Result:
 
 def trilu(call: OnnxCall) -> Expression:
     """`Trilu(x, k)`: clears elements by their place alone."""
-    call.ignore("upper")
-    return pointwise("nonlinear", *call.inputs(), shape=call.input(0).shape, law=ByPlace())
+    upper, value = call.attribute("upper", 1), call.input(0)
+    known = call.known(call.input(1)) if call.given(1) else None
+    diagonal = one_number(known) if call.given(1) else 0
+    kept = None
+    if isinstance(diagonal, int):
+        kept = diagonal <= 0 if upper else diagonal >= 0
+    law = Triangle(None, value, kept)
+    return pointwise("nonlinear", *call.inputs(), shape=value.shape, law=law)
 
 
 def bernoulli(call: OnnxCall) -> Expression:

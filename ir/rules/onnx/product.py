@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planish.ir.flow.call import NotCovered, Result
+from planish.ir.flow.laws import Products
 from planish.ir.flow.polynomial import Count
 from planish.ir.flow.vocabulary import (
     Expression,
@@ -19,7 +22,7 @@ from planish.ir.rules.onnx.sizes import joined, joined_shape
 from planish.ir.rules.onnx.window import windows
 
 
-def times(one: Expression, two: Expression) -> Expression:
+def times(one: Expression, two: Expression) -> Reads:
     """A matrix product, as NumPy's matmul."""
     if not one.shape or not two.shape:
         raise NotCovered("a product with a number")
@@ -31,7 +34,7 @@ def times(one: Expression, two: Expression) -> Expression:
 
 def matmul(call: OnnxCall) -> Expression:
     """`MatMul(a, b)`."""
-    return times(call.input(0), call.input(1))
+    return replace(times(call.input(0), call.input(1)), law=Products())
 
 
 def row_numbers(value: Expression, rank: int, rows: bool) -> Operand:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from planish.ir.flow.call import NotCovered, Result
 from planish.ir.flow.known import Known, Numbers, numbers
-from planish.ir.flow.laws import Chosen
+from planish.ir.flow.laws import Chosen, Softmax
 from planish.ir.flow.polynomial import product
 from planish.ir.flow.vocabulary import (
     Expression,
@@ -73,7 +73,8 @@ def softmax(call: OnnxCall) -> Expression:
     if flat and axis == rank:
         return along("softmax", value, ())
     dim = call.place(axis, rank)
-    return along("softmax", value, range(dim, rank) if flat else (dim,))
+    law = Softmax(value) if call.name == "Softmax" else None
+    return along("softmax", value, range(dim, rank) if flat else (dim,), law=law)
 
 
 def running(call: OnnxCall) -> Expression:
