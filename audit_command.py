@@ -32,6 +32,8 @@ class Options:
     optimized: bool = False
     cu_seqlens: tuple[str, ...] = ()
     segment_ids: tuple[str, ...] = ()
+    disjoint: tuple[str, ...] = ()
+    pages: tuple[str, ...] = ()
 
 
 def main(given: Sequence[str], options: Options, form: str, output: Path | None) -> int:
@@ -81,6 +83,8 @@ def _command(given: Sequence[str], options: Options) -> str:
         "--owner-map": (options.owner_map,),
         "--cu-seqlens": options.cu_seqlens,
         "--segment-ids": options.segment_ids,
+        "--disjoint": options.disjoint,
+        "--pages": options.pages,
         "--spec": (options.spec,),
         "--input-shape": options.input_shapes,
         "--witness": (options.witness,),
@@ -182,6 +186,8 @@ def _labels(options: Options) -> dict[str, Any]:
         "owner_map": options.owner_map,
         "cu_seqlens": options.cu_seqlens,
         "segment_ids": options.segment_ids,
+        "disjoint": options.disjoint,
+        "pages": options.pages,
         "spec": options.spec,
     }
 

@@ -65,6 +65,8 @@ KEYS: Mapping[str, _Key] = {
     ),
     "cu_seqlens": _NAMES,
     "segment_ids": _NAMES,
+    "disjoint": _NAMES,
+    "pages": _NAMES,
     "contracts": _Key(
         "operators with what they read, such as {my.domain::Op: {rows: [0, public]}}",
         lambda value: isinstance(value, dict),

@@ -122,6 +122,8 @@ def audit(
     owner_map: int | Sequence[int] | str | None = None,
     cu_seqlens: Sequence[str] = (),
     segment_ids: Sequence[str] = (),
+    disjoint: Sequence[str] = (),
+    pages: Sequence[str] = (),
     spec: str | Path | None = None,
     symbolic_batch: bool = True,
     optimized: bool = False,
@@ -152,7 +154,9 @@ def audit(
         cu_seqlens: of a packed batch, whose rows along the batch axes lie one request after
             another: inputs that hold where each begins, and where the last one ends.
         segment_ids: of a packed batch, inputs that hold for each row whose it is.
-        spec: a YAML or JSON file with the seven options before this one, and `contracts`,
+        disjoint: tables each of whose rows names pages of its request alone.
+        pages: inputs that hold the pages, one after another along their batch axis.
+        spec: a YAML or JSON file with the nine options before this one, and `contracts`,
             `custom_ops` and `waivers`.
         symbolic_batch: for an `nn.Module`, export with a batch of any size.
         optimized: audit an ONNX file as ONNX Runtime rewrites it for the CPU before it runs it:
@@ -187,9 +191,12 @@ def audit(
         Owners.parse(owner_map if owner_map is not None else told.get("owner_map")),
         (*told.get("cu_seqlens", ()), *cu_seqlens),
         (*told.get("segment_ids", ()), *segment_ids),
+        (*told.get("disjoint", ()), *disjoint),
+        (*told.get("pages", ()), *pages),
     )
-    if labels.packed and witness is not False:
-        raise CannotRun("a packed batch is not run yet: leave out the search for witnesses.")
+    if (labels.packed or labels.pages) and witness is not False:
+        what = "a packed batch" if labels.packed else "a batch whose requests have pages"
+        raise CannotRun(f"{what} is not run yet: leave out the search for witnesses.")
     accepted = parse([*told.get("waivers", ()), *waivers])
     met: dict[Contract, dict[str, Call]] = {}  # a graph may be read twice: its last calls count
     declared = {

@@ -179,6 +179,14 @@ def audit(
         list[str] | None,
         Option(help="Of a packed batch, an input that holds for each row whose it is."),
     ] = None,
+    disjoint: Annotated[
+        list[str] | None,
+        Option(help="A table each of whose rows names pages of its request alone (see --pages)."),
+    ] = None,
+    pages: Annotated[
+        list[str] | None,
+        Option(help="An input that holds pages of all requests, which --disjoint tables name."),
+    ] = None,
     spec: Annotated[
         Path | None,
         Option(help="A YAML file with batch_axes, ..., contracts of operators, and waivers."),
@@ -242,6 +250,8 @@ def audit(
         optimized,
         tuple(cu_seqlens or ()),
         tuple(segment_ids or ()),
+        tuple(disjoint or ()),
+        tuple(pages or ()),
     )
     if replay is not None:
         code = audit_command.replay(replay, Path(targets[0]), as_json=as_json)

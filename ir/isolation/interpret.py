@@ -26,6 +26,7 @@ from planish.ir.flow.vocabulary import (
 from planish.ir.isolation import control, digits
 from planish.ir.isolation.dependence import ADVISORY, MANY, NOTHING, Cause, Dependence, Kind
 from planish.ir.isolation.digits import Map
+from planish.ir.isolation.pages import NO_PAGES, Pages
 from planish.ir.isolation.segments import NO_SEGMENTS, Segments
 
 T = TypeVar("T")
@@ -61,8 +62,14 @@ class Interpreter:
         dependences: by value, filled by `run`.
     """
 
-    def __init__(self, given: Mapping[Value, Dependence], segments: Segments = NO_SEGMENTS) -> None:
+    def __init__(
+        self,
+        given: Mapping[Value, Dependence],
+        segments: Segments = NO_SEGMENTS,
+        pages: Pages = NO_PAGES,
+    ) -> None:
         self.dependences: dict[Value, Dependence] = dict(given)
+        self._pages = pages
         self._segments = segments
         self._node = Node("", "", (), ())
         self._inside = ""
@@ -160,7 +167,7 @@ class Interpreter:
         result = NOTHING
         for operand in reads.operands:
             found = self.of(operand.value)
-            if found.on_nothing:
+            if found.on_nothing or self._pages.own(operand, reads):
                 continue
             maps: set[Map] = set()
             causes = set(found.causes)

@@ -98,6 +98,8 @@ class Labels:
             where the last one ends. They are the same for all requests.
         segment_ids: inputs that hold for each row of a packed batch whose it is, along the batch
             axis. They are the same for all requests, too.
+        disjoint: inputs each of whose rows names pages that no other row names.
+        pages: inputs that hold pages of all requests, along the batch axis.
     """
 
     batch_axes: Mapping[str, int | None] = field(default_factory=dict)
@@ -107,6 +109,8 @@ class Labels:
     owners: Owners = Owners()
     cu_seqlens: tuple[str, ...] = ()
     segment_ids: tuple[str, ...] = ()
+    disjoint: tuple[str, ...] = ()
+    pages: tuple[str, ...] = ()
 
     @property
     def packed(self) -> bool:
@@ -116,6 +120,18 @@ class Labels:
     def is_shared(self, name: str) -> bool:
         """Whether an input is the same for all requests."""
         return name in (*self.shared, *self.cu_seqlens, *self.segment_ids)
+
+    def is_apart(self, name: str) -> bool:
+        """Whether an input has no rows of the batch: it is the same for all, or holds pages."""
+        return self.is_shared(name) or name in self.pages
+
+    def page_dims(self, inputs: Sequence[Value]) -> dict[str, int]:
+        """The dimension of the pages of each input that holds some."""
+        return {
+            value.name: axis
+            for value in inputs
+            if value.name in self.pages and (axis := self.axis(value.name, value.shape)) is not None
+        }
 
     def segment_dims(self, inputs: Sequence[Value]) -> dict[str, int]:
         """The dimension of the rows of each input that says whose they are."""
@@ -137,9 +153,17 @@ class Labels:
                 "a packed batch and an owner map both say which rows belong to one request: give "
                 "one of them."
             )
+        if bool(self.disjoint) != bool(self.pages):
+            raise BadLabels(
+                "tables with disjoint rows and the inputs that hold their pages are declared "
+                "together: --disjoint block_table --pages key_cache."
+            )
         for names, there, what in (
             (
-                (*self.batch_axes, *self.shared, *self.cu_seqlens, *self.segment_ids),
+                (
+                    *(*self.batch_axes, *self.shared, *self.cu_seqlens, *self.segment_ids),
+                    *(*self.disjoint, *self.pages),
+                ),
                 inputs,
                 "input",
             ),
@@ -159,7 +183,7 @@ class Labels:
         sizes: list[Count] = []
         for name, shape in inputs.items():
             axis = self.axis(name, shape)
-            public = name in self.shared or name in self.cu_seqlens
+            public = name in self.shared or name in self.cu_seqlens or name in self.pages
             if not public and axis is not None:
                 sizes.append(shape[axis])
         symbols = [size for size in sizes if isinstance(size, Polynomial)]
@@ -198,6 +222,9 @@ class Labels:
         """
         if self.is_shared(value.name):
             return NOTHING
+        if value.name in self.pages:
+            why = f"pages of {value.name} are read otherwise than by numbers out of one's own row"
+            return Dependence(frozenset(), frozenset({Cause("value", value.name, "input", why)}))
         axis = self.axis(value.name, value.shape)
         rows = None if axis is None else value.shape[axis]
         own = None
@@ -230,7 +257,7 @@ class Labels:
         sizes: list[Count] = []
         for value in inputs:
             axis = self.axis(value.name, value.shape)
-            if not self.is_shared(value.name) and axis is not None:
+            if not self.is_apart(value.name) and axis is not None:
                 sizes.append(value.shape[axis])
         several = [size for size in sizes if size != 1] or sizes
         return max(several, key=lambda size: (several.count(size), str(size)), default=None)
@@ -271,15 +298,23 @@ class Labels:
 
     def _said(self, value: Value) -> str | None:
         """Whose an input is, for people."""
-        if value.name in self.cu_seqlens:
-            return (
-                f"{value.name} is the same for all requests, and holds where the rows of each "
-                "begin, from 0 to the number of rows (as declared)"
-            )
-        if value.name in self.segment_ids:
-            return f"{value.name} is the same for all, and holds whose each row is (as declared)"
-        if value.name in self.shared:
-            return f"{value.name} is the same for all requests (as declared)"
+        declared = {
+            **dict.fromkeys(
+                self.disjoint,
+                "has a row for each request along its batch axis, which names pages that hold "
+                "nothing of other requests, what it is padded with among them",
+            ),
+            **dict.fromkeys(self.pages, "holds pages of all requests"),
+            **dict.fromkeys(self.shared, "is the same for all requests"),
+            **dict.fromkeys(self.segment_ids, "is the same for all, and holds whose each row is"),
+            **dict.fromkeys(
+                self.cu_seqlens,
+                "is the same for all requests, and holds where the rows of each begin, from 0 to "
+                "the number of rows",
+            ),
+        }
+        if value.name in declared:
+            return f"{value.name} {declared[value.name]} (as declared)"
         if self.whole(value.name):
             return f"{value.name} is all of the one request in a batch (as declared)"
         axis = self.axis(value.name, value.shape)

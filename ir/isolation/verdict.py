@@ -15,6 +15,7 @@ from planish.ir.isolation.digits import Digit, Map, make
 from planish.ir.isolation.fixes import fix_for
 from planish.ir.isolation.interpret import Interpreter
 from planish.ir.isolation.labels import Labels
+from planish.ir.isolation.pages import Pages
 from planish.ir.isolation.parts import resolve
 from planish.ir.isolation.paths import Paths, Place
 from planish.ir.isolation.segments import Segments
@@ -108,7 +109,8 @@ def judged(flow: Flow, labels: Labels) -> Analysis:
     flow, assumed = put_back(resolve(flow))
     segments = Segments(flow, labels.cu_seqlens, labels.segment_dims(flow.inputs))
     given = {value: labels.of_input(value, batch) for value in flow.inputs}
-    interpreter = Interpreter(given, segments)
+    pages = Pages(flow, labels.disjoint, labels.page_dims(flow.inputs))
+    interpreter = Interpreter(given, segments, pages)
     interpreter.run(flow)
     outputs = list(_judged(flow, labels, batch, interpreter.dependences))
     findings = _findings(outputs, Paths(flow, interpreter.dependences))
@@ -123,7 +125,7 @@ def judged(flow: Flow, labels: Labels) -> Analysis:
             Given(
                 one.name,
                 one.shape,
-                None if labels.is_shared(one.name) else labels.axis(one.name, one.shape),
+                None if labels.is_apart(one.name) else labels.axis(one.name, one.shape),
             )
             for one in flow.inputs
         ),

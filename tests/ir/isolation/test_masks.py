@@ -1,6 +1,6 @@
 """Masks of packed batches that are added to scores: each case is judged, and run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import inf
 from typing import Any
@@ -13,9 +13,10 @@ from planish.ir.isolation.cases import analyse
 from planish.ir.isolation.labels import Labels
 from planish.ir.isolation.segments import FINITE
 from planish.ir.isolation.spans import ANY, FREE, Span, computed, constant
-from planish.ir.isolation.verdict import Analysis
-from support.corpus_masks import ISOLATED, LEAKS, All, Case, attended, hidden, low
-from support.corpus_packed import WIDTH, Packed
+from planish.ir.isolation.verdict import Analysis, Verdict
+from support.corpus_masks import ISOLATED, LEAKS, All, Case, hidden, low
+from support.corpus_packed import WIDTH, Packed, attended
+from support.random_masks import case
 
 AUTO = torch.export.Dim.AUTO
 IDS = torch.tensor([0, 0, 0, 1, 2, 2, 2])
@@ -34,7 +35,7 @@ def analysed(program: Any, labels: Labels = SAID) -> Analysis:
 
 
 @cache
-def verdicts(isolated: bool) -> tuple[dict[str, str], dict[str, bool], Analysis]:
+def verdicts(isolated: bool) -> tuple[dict[str, Verdict], dict[str, bool], Analysis]:
     """What is said of each case, and whether another request's rows change it."""
     cases = ISOLATED if isolated else LEAKS
     program = exported(cases)
@@ -96,3 +97,35 @@ def test_bounds_of_numbers() -> None:
     assert computed("mul", [FREE, Span(0, 0)], single) == Span(0, 0)
     assert computed("cast", [Span(-200, -200)], torch.int8) == ANY
     assert computed("cast", [Span(2, 2)], torch.bool) == Span(0, 1)
+
+
+def judged(seeds: Sequence[int]) -> tuple[int, int]:
+    """How many masks are called isolated, and how many of those that are not do leak."""
+    cases = {str(seed): case(seed) for seed in seeds}
+    program = exported(cases)
+    said = [one.verdict == "isolated" for one in analysed(program).outputs]
+    moved = [False] * len(cases)
+    run, x = program.module(), torch.randn(7, WIDTH)
+    before = run(x, IDS)
+    for request in range(3):
+        own = IDS.eq(request)
+        after = run(torch.where(own[:, None], torch.randn(7, WIDTH) * 2, x), IDS)
+        for number, (one, two) in enumerate(zip(before, after, strict=True)):
+            differ = ~one[~own].isclose(two[~own], rtol=0, atol=0, equal_nan=True)
+            moved[number] |= bool(differ.any())
+    wrong = [seed for seed, good, bad in zip(seeds, said, moved, strict=True) if good and bad]
+    assert not wrong
+    return sum(said), sum(moved)
+
+
+def test_masks_drawn_at_random() -> None:
+    """None that is called isolated leaks, and there are some of both kinds."""
+    isolated, leaks = judged(range(40))
+    assert isolated >= 3
+    assert leaks >= 10
+
+
+@pytest.mark.slow
+def test_many_masks_drawn_at_random() -> None:
+    for first in range(1000, 2000, 50):
+        judged(range(first, first + 50))
