@@ -13,7 +13,7 @@ from planish.ir.isolation.cases import analyse
 from planish.ir.isolation.labels import Labels
 from planish.ir.isolation.segments import FINITE
 from planish.ir.isolation.spans import ANY, FREE, Span, computed, constant
-from planish.ir.isolation.verdict import Analysis, Verdict
+from planish.ir.isolation.verdict import Analysis
 from support.corpus_masks import ISOLATED, LEAKS, All, Case, hidden, low
 from support.corpus_packed import WIDTH, Packed, attended
 from support.random_masks import case
@@ -35,7 +35,7 @@ def analysed(program: Any, labels: Labels = SAID) -> Analysis:
 
 
 @cache
-def verdicts(isolated: bool) -> tuple[dict[str, Verdict], dict[str, bool], Analysis]:
+def verdicts(isolated: bool) -> tuple[Mapping[str, str], dict[str, bool], Analysis]:
     """What is said of each case, and whether another request's rows change it."""
     cases = ISOLATED if isolated else LEAKS
     program = exported(cases)

@@ -1,5 +1,6 @@
 """Pages of a pool that requests share: each case is judged, and run."""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import planish
 from planish.ir.flow.fx import read_exported
 from planish.ir.isolation.cases import analyse
 from planish.ir.isolation.labels import BadLabels, Labels
-from planish.ir.isolation.verdict import Analysis, Verdict
+from planish.ir.isolation.verdict import Analysis
 from planish.runtime.runnable import CannotRun
 from support.corpus_pages import ISOLATED, LEAKS, All, Case
 
@@ -32,7 +33,7 @@ def analysed(program: Any, labels: Labels = SAID) -> Analysis:
 
 
 @cache
-def verdicts(isolated: bool) -> tuple[dict[str, Verdict], dict[str, bool], Analysis]:
+def verdicts(isolated: bool) -> tuple[Mapping[str, str], dict[str, bool], Analysis]:
     """What is said of each case, and whether another request's row and pages change it."""
     torch.manual_seed(0)
     cases = ISOLATED if isolated else LEAKS
