@@ -74,6 +74,7 @@ class Result:
         *,
         target: Target | None = None,
         opset_only: bool = False,
+        gguf: bool = False,
         progress: Progress = silent,
     ) -> Result:
         """Write the artifact.
@@ -86,6 +87,7 @@ class Result:
             output: a folder, new or an artifact to be replaced.
             target: `"onnx"` or `"torch"`; the recipe's own word by default.
             opset_only: leave out the operators of `com.microsoft`.
+            gguf: write `model.gguf` too, for llama.cpp.
             progress: called with what is being done, 0 and 0.
 
         Returns:
@@ -95,6 +97,8 @@ class Result:
             planish.lowering.artifact.NotOurs: if the folder exists and is no artifact.
             planish.lowering.artifact.NoSpace: if the disk has too little room.
             planish.lowering.onnx.UnsupportedOperator: if an operator has no ONNX form.
+            planish.lowering.compressed_tensors.NotExpressible: if a GGUF file is asked for and
+                cannot hold the result.
             planish.ir.isolation.programs.Refused: if the lowered model is not proven isolated,
                 under `enforce`.
         """
@@ -104,6 +108,7 @@ class Result:
             Path(output),
             target=target or self.recipe.target,
             opset_only=opset_only,
+            gguf=gguf,
             progress=progress,
         )
         result: Result = made
@@ -186,6 +191,7 @@ def optimize(
     target: Target | None = None,
     isolation: Isolation | None = None,
     opset_only: bool = False,
+    gguf: bool = False,
     resume: str | Path | None = None,
     progress: Progress = silent,
 ) -> Result:
@@ -206,6 +212,8 @@ def optimize(
             does not ask. `"bitwise"` is not available yet: it will ask that a row has the same
             bits in any batch.
         opset_only: leave out the operators of `com.microsoft` that ONNX Runtime runs fast.
+        gguf: write `model.gguf` too, for llama.cpp: of Llama-like models with weights in floating
+            point or rounded to blocks that GGUF has.
         resume: a folder where passes that learn from samples keep each finished layer, so that a
             run that was interrupted goes on from there; it can be deleted afterwards.
         progress: called with what is being done, how many pieces of it are done, and of how many.
@@ -254,7 +262,7 @@ def optimize(
         )
     if output is None:
         return result
-    return result.save(output, target=target, opset_only=opset_only, progress=progress)
+    return result.save(output, target=target, opset_only=opset_only, gguf=gguf, progress=progress)
 
 
 def _hold(policy: Isolation, analysis: Analysis, what: str) -> None:

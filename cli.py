@@ -107,6 +107,9 @@ def convert(
     opset_only: Annotated[
         bool, Option("--opset-only", help="ONNX without the operators of com.microsoft.")
     ] = False,
+    gguf: Annotated[
+        bool, Option("--gguf", help="Write model.gguf too, for llama.cpp (Llama-like models).")
+    ] = False,
     resume: Annotated[
         Path | None,
         Option(
@@ -124,7 +127,7 @@ def convert(
     from planish import commands
 
     shapes = tuple(input_shape or ())
-    chosen = commands.Conversion(target, samples, isolation, shapes, opset_only, resume)
+    chosen = commands.Conversion(target, samples, isolation, shapes, opset_only, resume, gguf)
     result = commands.convert(model, recipe, output, chosen, quiet=as_json)
     commands.show_result(result, as_json=as_json)
 

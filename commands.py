@@ -42,6 +42,7 @@ class Conversion:
     input_shapes: tuple[str, ...] = ()
     opset_only: bool = False
     resume: Path | None = None
+    gguf: bool = False
 
 
 def resolve(model: str, input_shapes: Sequence[str] = ()) -> api.Model:
@@ -103,7 +104,7 @@ def convert(
             offered = ", ".join(word for word in allowed if word)
             raise BadUsage(f"{name} {value}: choose one of {offered}.")
     chosen = recipes.load(recipe)
-    with console.stages(1 + len(chosen.passes) + WRITING, quiet=quiet) as progress:
+    with console.stages(1 + len(chosen.passes) + WRITING + options.gguf, quiet=quiet) as progress:
         return api.optimize(
             resolve(model, options.input_shapes),
             chosen,
@@ -113,6 +114,7 @@ def convert(
             isolation=options.isolation,  # type: ignore[arg-type]
             opset_only=options.opset_only,
             resume=options.resume,
+            gguf=options.gguf,
             progress=progress,
         )
 

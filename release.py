@@ -21,6 +21,7 @@ from planish.lowering import artifact
 from planish.lowering.artifact import MANIFEST, MEASUREMENTS, ONNX_MODEL, Manifest
 from planish.lowering.checkpoint import write_checkpoint
 from planish.lowering.compressed_tensors import NotExpressible
+from planish.lowering.gguf import write_gguf
 from planish.lowering.onnx.lower import lower
 from planish.lowering.onnx.target import CPU, STANDARD
 from planish.passes.pipeline import Step
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 SEVERITY = ("isolated", "unproven", "leaks")
 ONNX, TORCH, CHECKPOINT, RECIPE = "onnx", "torch", "checkpoint", "recipe.yaml"
+GGUF = "model.gguf"
 
 _LIBRARIES = ("torch", "transformers", "safetensors", "compressed-tensors", "onnx", "onnxruntime")
 _HASHED = {".json", ".safetensors", ".gguf", ".bin", ".model", ".txt", ".jinja"}
@@ -42,6 +44,7 @@ def write(
     *,
     target: str,
     opset_only: bool,
+    gguf: bool,
     progress: Progress,
 ) -> Result:
     """Write a result's artifact; see `Result.save`."""
@@ -52,6 +55,9 @@ def write(
     with artifact.writing(folder) as staging:
         progress("write the checkpoint", 0, 0)
         files, notes = _write_checkpoint(result, staging)
+        if gguf:
+            progress("write the GGUF file", 0, 0)
+            files[GGUF] = write_gguf(program, result.original, staging / GGUF)
         progress(f"lower to {target}", 0, 0)
         if target == ONNX:
             lowered = lower(program, staging / ONNX, STANDARD if opset_only else CPU)
