@@ -1,4 +1,4 @@
-"""A program as one GGUF file, which llama.cpp and what is built on it load.
+"""A program as one GGUF file, the format of llama.cpp.
 
 Weights of linear layers that were rounded to at most 4 bits become Q4_0 (symmetric) or Q4_1, those
 of 8 bits Q8_0: blocks of 32 codes with their scale in float16. A larger group's scale is written
