@@ -17,7 +17,7 @@ from planish.ir.program import Program
 from planish.lowering.onnx.lower import EXTERNAL_ABOVE
 from planish.lowering.onnx.target import CPU
 from planish.passes import name_of
-from planish.passes.contract import NotApplicable, Pass
+from planish.passes.contract import NotApplicable, Pass, options_of
 
 ONNX = "onnx"
 
@@ -167,7 +167,7 @@ def _run(
 def _step(one: Pass, before: Program, after: Program, *, needs_data: bool) -> PlannedStep:
     return PlannedStep(
         name=name_of(one),
-        options={field.name: getattr(one, field.name) for field in dataclasses.fields(one)},  # type: ignore[arg-type]
+        options=options_of(one),
         numerics=one.contract.numerics,
         rewrites=len(after.changes) - len(before.changes),
         parameters=(parameters(before), parameters(after)),

@@ -6,6 +6,7 @@ from planish.passes.contract import Pass
 from planish.passes.fuse_conv_bn import FuseConvBn
 from planish.passes.gptq import Gptq
 from planish.passes.isolate import Isolate
+from planish.passes.mixed_precision import MixedPrecision
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rotate import Rotate
@@ -18,6 +19,7 @@ __all__ = [
     "FuseConvBn",
     "Gptq",
     "Isolate",
+    "MixedPrecision",
     "QuantizeActivations",
     "QuantizeWeights",
     "Rotate",
@@ -32,6 +34,7 @@ PASSES: dict[str, type[Pass]] = {
     "rotate": Rotate,
     "quantize_weights": QuantizeWeights,
     "gptq": Gptq,
+    "mixed_precision": MixedPrecision,
     "quantize_activations": QuantizeActivations,
     "cast": Cast,
     "isolate": Isolate,

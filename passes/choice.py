@@ -215,9 +215,11 @@ class Trades:
             limit = self._moved / target.value - rest
         return self._choice(*found.within_weight(limit))
 
-    def figures(self) -> list[Figures]:
-        """What each trade comes to, the smallest first."""
-        return [self._choice(point, True).figures for point in range(len(self._front.weights))]
+    def figures(self, most: int) -> list[Figures]:
+        """What the trades come to, the smallest first; so many at most, evenly spaced."""
+        count = len(self._front.weights)
+        points = sorted({round(place * (count - 1) / (most - 1)) for place in range(most)})
+        return [self._choice(point, True).figures for point in points]
 
     def _choice(self, point: int, met: bool) -> Choice:
         chosen: dict[str, Option] = {}

@@ -1,10 +1,11 @@
-"""What a change of a layer's output costs: second moments of gradients, by output feature.
+"""What a change of a layer's output costs: second moments of gradients, by feature and by row.
 
 For a small change e of a layer's output y, the model's outputs move by ½ eᵀ F e, where F is the
 Fisher information: the second moments of gradients with respect to y of the log-likelihood of
 answers drawn from the model itself (Martens and Grosse, "Optimizing Neural Networks with
-Kronecker-factored Approximate Curvature", 2015, section 2). Kept is the diagonal of F: errors of
-rounding in different output features hardly depend on each other.
+Kronecker-factored Approximate Curvature", 2015, section 2). Kept is its diagonal, as a product of
+how much each output feature counts and how much each row (token) does: the tokens with by far the
+largest activations are those of the least gradients. GuidedQuant (Kim et al., 2025) weighs rows so.
 """
 
 from __future__ import annotations
@@ -24,48 +25,70 @@ LOGITS = "logits"
 """The output whose softmax is what a model answers, where there is one."""
 
 
-def output_moments(
+class Slopes:
+    """Squared gradients g² at the output [..., N] of one linear layer, over several requests.
+
+    Attributes:
+        features: Σ g² of each output feature, over all rows: float64 [N].
+        rows: for each request Σ g² of each row of the flattened output, over features: float64.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.features = torch.zeros(width, dtype=torch.float64)
+        self.rows: list[Tensor] = []
+
+    def watch(self, output: Tensor) -> None:
+        """Begin with a request, whose gradient comes later, or never."""
+        if not output.requires_grad:
+            output.requires_grad_()
+        rows = torch.zeros(output[..., 0].numel(), dtype=torch.float64)
+        self.rows.append(rows)
+
+        def add(gradient: Tensor) -> None:
+            squares = gradient.flatten(0, -2).double().square_()
+            self.features.add_(squares.sum(0))
+            rows.add_(squares.sum(1))
+
+        output.register_hook(add)
+
+
+def slopes(
     program: Program,
     readers: Iterable[fx.Node],
-    samples: Sequence[Sample],
+    requests: Sequence[Sample],
     progress: Callable[[int, int], None] = lambda *_: None,
-) -> dict[str, Tensor]:
-    """Of each linear layer, Σ g² for each of its output features, by the name of its node.
+) -> tuple[dict[str, Slopes], int]:
+    """Squared gradients at linear layers, by the name of the node, and the rows of the outputs.
 
     With logits, g is the gradient of -log p(answer), for an answer drawn from the softmax of each
     row of logits: half of Σ g² e² is the divergence KL(before ‖ after) in nats. Without, answers
-    are drawn from a normal distribution about the outputs, in whose place the squared change of an
-    output's row takes, as a share of the mean square of its rows. Both are sums over rows, divided
-    by the number of rows of the outputs. The same samples give the same answers.
+    are drawn from a normal distribution about the outputs, and the squared change of an output's
+    row takes its place, as a share of the mean square of its rows. Both are summed over rows. The
+    same requests give the same answers.
 
     Args:
         program: stays as it is.
         readers: nodes that call `aten.linear`.
-        samples: at least one; one request runs at a time.
+        requests: at least one; one runs at a time.
         progress: told how many requests are done, and of how many.
-
-    Returns:
-        float64 [N] each; zeros for what does not reach the outputs.
     """
-    names = {reader.name: int(reader.meta["val"].shape[-1]) for reader in readers}
-    totals = {name: torch.zeros(width, dtype=torch.float64) for name, width in names.items()}
-    requests = [one for sample in samples for one in _requests(program, sample)]
+    found = {reader.name: Slopes(int(reader.meta["val"].shape[-1])) for reader in readers}
     chance = torch.Generator().manual_seed(0)
     rows = 0
     for done, request in enumerate(requests):
         progress(done, len(requests))
         with torch.enable_grad():
-            outputs = _Watched(program, totals).run(
+            outputs = _Watched(program, found).run(
                 *(request[spec.name] for spec in program.inputs), enable_io_processing=False
             )
             surprise, count = _surprise(dict(zip(program.outputs, outputs, strict=True)), chance)
             if surprise.requires_grad:
                 surprise.backward()
         rows += count
-    return {name: total / max(rows, 1) for name, total in totals.items()}
+    return found, rows
 
 
-def _requests(program: Program, sample: Sample) -> Iterator[Sample]:
+def requests_of(program: Program, sample: Sample) -> Iterator[Sample]:
     """The rows of a batch, one by one; what all of them share goes with each."""
     axes = {spec.name: spec.batch_axis for spec in program.inputs}
     counts = [sample[name].shape[axis] for name, axis in axes.items() if axis is not None]
@@ -95,12 +118,12 @@ def _surprise(outputs: Mapping[str, Any], chance: torch.Generator) -> tuple[Tens
 
 
 class _Watched(fx.Interpreter):
-    """Runs a program with gradients of linear layers' outputs, which are added up squared."""
+    """Runs a program with gradients, which linear layers' outputs are watched for."""
 
-    def __init__(self, program: Program, totals: Mapping[str, Tensor]) -> None:
+    def __init__(self, program: Program, watched: Mapping[str, Slopes]) -> None:
         super().__init__(torch.nn.Module(), graph=program.graph)
         self._tensors = program.tensors
-        self._totals = totals
+        self._watched = watched
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002
         return self._tensors[target].detach()
@@ -114,13 +137,6 @@ class _Watched(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if n.name in self._totals:
-            total = self._totals[n.name]
-
-            def add(gradient: Tensor) -> None:
-                total.add_(gradient.flatten(0, -2).double().square_().sum(0))
-
-            if not result.requires_grad:
-                result.requires_grad_()
-            result.register_hook(add)
+        if n.name in self._watched:
+            self._watched[n.name].watch(result)
         return result

@@ -14,14 +14,16 @@ from planish.ir.program import Program, Sample
 from planish.ir.progress import Progress, silent
 from planish.ir.quant import QuantScheme
 from planish.passes.contract import NotApplicable
-from planish.passes.fisher import output_moments
+from planish.passes.fisher import requests_of, slopes
 from planish.passes.inputs import samples_of
 from planish.passes.layers import Layer
 from planish.passes.rounding import round_to_nearest
 from planish.passes.sequential import second_moments, walk
 
-TOKENS, DIFFERENTIATED = 8192, 4096
-"""Of tokens about so many are learned from, and gradients taken of about so many."""
+TOKENS = 4096
+"""Of tokens about so many are learned from."""
+
+TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,11 @@ def sensitivities(
 ) -> list[Sensitivity]:
     """Measure layers on calibration samples: one backward pass, and one walk over the graph.
 
-    The loss that a layer adds is ½ Σ F_n (ΔW H ΔWᵀ)_nn, summed over output features n: H are the
-    second moments of the layer's inputs, F those of the loss's gradients at its outputs
-    (`planish.passes.fisher`). Losses of different layers are taken to add up. HAWQ-V2 (Dong et
-    al., 2020) weighs layers, SqueezeLLM (Kim et al., 2023) weights, by such second-order terms.
+    The loss that a layer adds is ½ Σ F_n (ΔW H ΔWᵀ)_nn, summed over output features n: F_n is the
+    share of a feature in the squared gradients at the layer's outputs, H the second moments of its
+    inputs, each row weighted with its squared gradients (`planish.passes.fisher`). Losses of
+    different layers are taken to add up. HAWQ-V2 (Dong et al., 2020) weighs layers, SqueezeLLM
+    (Kim et al., 2023) weights, by such second-order terms.
 
     On tensors without data nothing is measured: losses are n · 4^-bits for n weights.
 
@@ -167,15 +170,14 @@ def _measured(
     search: Literal[True, False, "inputs"],
     progress: Progress,
 ) -> _Losses:
-    samples = spread(samples_of(program, called), TOKENS)
+    requests = [
+        request
+        for sample in spread(samples_of(program, called), TOKENS)
+        for request in requests_of(program, sample)
+    ]
     owner = {reader: layer for layer in layers for reader in layer.node.users}
-    weights = output_moments(
-        program,
-        owner,
-        spread(samples, DIFFERENTIATED),
-        lambda done, count: progress("gradients", done, count),
-    )
-    if not any(bool(weight.any()) for weight in weights.values()):
+    found, count = slopes(program, owner, requests, lambda *far: progress("gradients", *far))
+    if not any(bool(one.features.any()) for one in found.values()):
         raise NotApplicable(
             f"{called}: no gradient of the outputs reaches {layers[0].name} or any other layer "
             "that was asked for, so that nothing tells how sensitive they are; name others."
@@ -192,24 +194,35 @@ def _measured(
         for node in group:
             progress("layers", seen, len(owner))
             seen += 1
-            layer = owner[node]
+            layer, slope = owner[node], found[node.name]
+            shares = slope.features / slope.features.sum().clamp_min(TINY)
+            weighted, _ = second_moments(_weighted(inputs, slope.rows))
+            weighted /= max(count, 1)
             matrix = layer.matrix(program.tensors)
             sizes[layer.name] += float(_squares(matrix, moments).sum())
             for scheme in [one for one in schemes if _fits(one, layer)]:
                 made, _ = round_to_nearest(matrix, scheme, search=bool(search), squares=squares)
-                lost = _squares(made.dequantize().float() - matrix, moments)
+                wrong = made.dequantize().float() - matrix
                 output, loss = sums[layer.name, scheme]
                 sums[layer.name, scheme] = (
-                    output + float(lost.sum()),
-                    loss + float(lost @ weights[node.name]) / 2,
+                    output + float(_squares(wrong, moments).sum()),
+                    loss + float(_squares(wrong, weighted) @ shares) / 2,
                 )
         return {}
 
-    walk(program, samples, list(owner), visit)
+    walk(program, requests, list(owner), visit)
     return {
-        (name, scheme): ((output / max(sizes[name], 1e-30)) ** 0.5, output, loss)
+        (name, scheme): ((output / max(sizes[name], TINY)) ** 0.5, output, loss)
         for (name, scheme), (output, loss) in sums.items()
     }
+
+
+def _weighted(inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Rows of values [..., K] times the roots of their weights."""
+    return [
+        value.flatten(0, -2).float() * weight.sqrt().float()[:, None]
+        for value, weight in zip(inputs, weights, strict=True)
+    ]
 
 
 def _squares(matrix: Tensor, moments: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -133,9 +133,9 @@ class Check:
         return None
 
 
-def _fields(kind: type[Pass]) -> dict[str, FieldInfo]:
-    """The options of a pass by name."""
-    fields: dict[str, FieldInfo] = kind.__pydantic_fields__  # type: ignore[attr-defined]
+def _fields(kind: Any) -> dict[str, FieldInfo]:
+    """The options of a pass, or of an option that holds several, by name."""
+    fields: dict[str, FieldInfo] = kind.__pydantic_fields__
     return fields
 
 
@@ -168,20 +168,21 @@ def _problems(error: ValidationError, kind: type[Pass], path: KeyPath) -> Iterab
 
 
 def _explained(detail: Any, kind: type[Pass], path: KeyPath) -> Problem:
-    # Alternatives of a union are named in the location by their type; those are no keys.
-    steps = detail["loc"]
-    option = steps[0] if steps else None
-    inner = tuple(step for step in steps[1:] if isinstance(step, int))
-    where = (*path, option, *inner) if option is not None else path
-    value = detail["input"]
+    steps, value = detail["loc"], detail["input"]
     match detail["type"]:
         case "unexpected_keyword_argument":
-            hint = suggestion(option, _fields(kind))
+            place = _Place.of(kind, steps[:-1])
+            hint = suggestion(steps[-1], place.fields)
+            where = (*path, *place.path, steps[-1])
             return Problem(where, f"no such option{hint}", of_key=True)
         case "missing":
-            return Problem(path, f"the option {option} is missing")
+            inside = _Place.of(kind, steps[:-1]).path
+            return Problem((*path, *inside), f"the option {steps[-1]} is missing")
+    place = _Place.of(kind, steps)
+    where = (*path, *place.path)
+    match detail["type"]:
         case "literal_error":
-            words = choices(_fields(kind)[str(option)].annotation)
+            words = choices(place.annotation)
             return Problem(where, f"cannot be {shown(value)}{suggestion(value, words)}")
         case "value_error":
             return Problem(where, str(detail["ctx"]["error"]))
@@ -191,6 +192,45 @@ def _explained(detail: Any, kind: type[Pass], path: KeyPath) -> Problem:
     return Problem(where, f"should {rule}; it is {shown(value)}")
 
 
+class _Place(NamedTuple):
+    """A place among the options of a pass, which may hold options of their own.
+
+    Attributes:
+        path: the keys and places in lists that lead there.
+        fields: the options that may stand there, by name.
+        annotation: the type of what stands there.
+    """
+
+    path: KeyPath
+    fields: Mapping[str, FieldInfo]
+    annotation: Any
+
+    @classmethod
+    def of(cls, kind: type[Pass], steps: Iterable[str | int]) -> _Place:
+        """Where a location of pydantic leads.
+
+        Alternatives of a union are named in it by their type; those are no keys.
+        """
+        place = cls((), _fields(kind), None)
+        for step in steps:
+            if isinstance(step, int):
+                place = place._replace(path=(*place.path, step))
+            elif step in place.fields:
+                annotation = place.fields[step].annotation
+                place = cls((*place.path, step), _inner(annotation), annotation)
+        return place
+
+
+def _inner(annotation: Any) -> Mapping[str, FieldInfo]:
+    """The options that an option holds, on its own or as a list of several."""
+    if hasattr(annotation, "__pydantic_fields__"):
+        return _fields(annotation)
+    found: dict[str, FieldInfo] = {}
+    for argument in get_args(annotation):
+        found |= _inner(argument)
+    return found
+
+
 _TYPES = {
     "bool_type": "true or false",
     "float_type": "a number",
@@ -198,6 +238,7 @@ _TYPES = {
     "int_from_float": "a whole number",
     "string_type": "text",
     "tuple_type": "a list",
+    "dataclass_type": "a mapping of options",
 }
 """What a value must be, by the type of pydantic's error."""
 

@@ -42,14 +42,14 @@ def schema() -> dict[str, Any]:
         },
         "required": ["passes"],
         "additionalProperties": False,
-        "$defs": {name: _options(kind) for name, kind in PASSES.items()},
+        "$defs": {name: _options(name, kind) for name, kind in PASSES.items()},
     }
 
 
 def _item(name: str, kind: type[Pass]) -> dict[str, Any]:
     """An item of the list: the pass with options or, where none is required, its bare name."""
     reference = {"$ref": f"#/$defs/{name}"}
-    required = bool(_options(kind).get("required"))
+    required = bool(_options(name, kind).get("required"))
     with_options = {
         "type": "object",
         "properties": {name: reference if required else {"oneOf": [reference, {"type": "null"}]}},
@@ -60,9 +60,11 @@ def _item(name: str, kind: type[Pass]) -> dict[str, Any]:
     return {**summary, **(with_options if required else {"oneOf": [{"const": name}, with_options]})}
 
 
-def _options(kind: type[Pass]) -> dict[str, Any]:
+def _options(name: str, kind: type[Pass]) -> dict[str, Any]:
     """The options of a pass, their descriptions from the docstrings of its fields."""
-    return {**TypeAdapter(kind).json_schema(), "description": _summary(kind)}
+    inner = f"#/$defs/{name}/$defs/{{model}}"  # where options that hold options lie
+    described = TypeAdapter(kind).json_schema(ref_template=inner)
+    return {**described, "description": _summary(kind)}
 
 
 def _summary(kind: type[Pass]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from planish.ir.errors import PlanishError
 from planish.passes import name_of
-from planish.passes.contract import Pass
+from planish.passes.contract import Pass, options_of
 from planish.recipes.check import Check, Isolation, Target, shown, suggestion
 from planish.recipes.document import Document, KeyPath, Problem, dump, parse
 
@@ -52,14 +52,11 @@ class Recipe:
     def to_yaml(self) -> str:
         """The recipe with every option spelled out, so that later defaults do not change it."""
         passes = [
-            {name_of(one): _options(one)} if _options(one) else name_of(one) for one in self.passes
+            {name_of(one): options_of(one)} if options_of(one) else name_of(one)
+            for one in self.passes
         ]
         said = {"description": self.description} if self.description else {}
         return dump({**said, "isolation": self.isolation, "target": self.target, "passes": passes})
-
-
-def _options(one: Pass) -> dict[str, Any]:
-    return {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}  # type: ignore[arg-type]
 
 
 def load(recipe: Recipe | str | Path | Mapping[str, Any] | Sequence[Pass]) -> Recipe:

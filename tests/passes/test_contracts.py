@@ -16,10 +16,12 @@ from planish.ir.shapes import well_formed
 from planish.passes import PASSES, name_of
 from planish.passes.awq import Awq
 from planish.passes.cast import Cast
+from planish.passes.choice import Candidate, Target
 from planish.passes.contract import Contract, NotApplicable, Pass
 from planish.passes.fuse_conv_bn import FuseConvBn
 from planish.passes.gptq import Gptq
 from planish.passes.isolate import Isolate
+from planish.passes.mixed_precision import MixedPrecision
 from planish.passes.pipeline import apply, relative_error
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_weights import QuantizeWeights
@@ -104,6 +106,10 @@ CASES: dict[str, tuple[Pass, ...]] = {
         QuantizeActivations(type="float"),
         QuantizeActivations(dynamic=False),
     ),
+    "mixed_precision": (  # one format for each width, so that shapes alone suffice
+        MixedPrecision(Target(bits=10.0), (Candidate(8, 32),)),
+        MixedPrecision(Target(loss=1.0), (Candidate(4, None, False),), algorithm="gptq"),
+    ),
     "cast": (Cast("bfloat16"), Cast("float16")),
     "isolate": (Isolate(), Isolate(partial=True)),
 }
@@ -120,6 +126,10 @@ NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
     ),
     "gptq": lambda given: (Gptq(bits=4, group_size=32, ignore=("Linear",)), given),
     "quantize_activations": lambda given: (QuantizeActivations(ignore=("Linear",)), given),
+    "mixed_precision": lambda given: (
+        MixedPrecision(Target(bits=4.0), ignore=("Linear",)),
+        given,
+    ),
     "cast": lambda given: (Cast("float32"), given),
     "isolate": lambda given: (Isolate(), given),
 }
@@ -127,7 +137,7 @@ NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
 
 ERROR = {
     **dict.fromkeys(("fuse_conv_bn", "smooth_quant", "awq", "rotate"), 1e-6),
-    **dict.fromkeys(("quantize_weights", "gptq"), 0.2),
+    **dict.fromkeys(("quantize_weights", "gptq", "mixed_precision"), 0.2),
     **dict.fromkeys(("cast", "isolate"), 0.02),
     "quantize_activations": 0.05,
 }

@@ -11,7 +11,7 @@ from planish.ir.capture.export import from_module
 from planish.ir.program import Program
 from planish.ir.quant import QuantScheme
 from planish.passes.contract import NotApplicable
-from planish.passes.fisher import output_moments
+from planish.passes.fisher import slopes
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rounding import round_to_nearest
@@ -53,7 +53,8 @@ def test_the_moments_are_the_diagonal_of_the_fisher_information(program: Program
     """Against the closed form at the last hidden layer: Jᵀ (diag p - p pᵀ) J."""
     layers = chosen(program, "t", ("middle",), ())
     many = ({"x": program.samples[0]["x"].repeat(1, 40, 1)},)
-    found = output_moments(program, [layers[0].first_reader], many)[layers[0].first_reader.name]
+    by_name, rows = slopes(program, [layers[0].first_reader], many)
+    found = by_name[layers[0].first_reader.name]
 
     tensors = program.tensors
     x = program.samples[0]["x"].flatten(0, 1)
@@ -64,13 +65,17 @@ def test_the_moments_are_the_diagonal_of_the_fisher_information(program: Program
     p = (hidden @ tensors["top.weight"].T).softmax(-1)
     slope = tensors["top.weight"][None] * (1 - hidden.square())[:, None]  # [rows, 10, 32]
     expected = (p[:, :, None] * slope.square()).sum(1) - (p[:, :, None] * slope).sum(1).square()
-    torch.testing.assert_close(found, expected.mean(0).double(), rtol=0.15, atol=1e-4)
+    mean = found.features / rows
+    torch.testing.assert_close(mean, expected.mean(0).double(), rtol=0.15, atol=1e-4)
+    assert rows == 4 * 50 * 40
+    each = torch.cat(found.rows).reshape(4, 40, 50).mean(1).flatten()
+    torch.testing.assert_close(each, expected.sum(1).double(), rtol=0.9, atol=1e-3)
 
 
 def test_no_moments_where_the_logits_do_not_depend_on_a_layer(program: Program) -> None:
     layers = chosen(program, "t", ("Linear",), ())
-    found = output_moments(program, [layer.first_reader for layer in layers], program.samples)
-    zero = {readers(program)[name] for name, moments in found.items() if not moments.any()}
+    found, _ = slopes(program, [layer.first_reader for layer in layers], program.samples)
+    zero = {readers(program)[name] for name, one in found.items() if not one.features.any()}
     assert zero == {"unread.weight"}
 
 
