@@ -1,6 +1,6 @@
 """Masks of packed batches in ONNX: what torch writes, and the operator of attention itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,13 @@ MIXED = {
 def moved(path: Path, x: np.ndarray) -> list[bool]:
     """Whether a request is given something else when another request's rows change."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    before: list[Any] = session.run(None, {"x": x, "ids": IDS})
+    before: Sequence[Any] = session.run(None, {"x": x, "ids": IDS})
     found = [False] * len(before)
     for request in range(3):
         own = request == IDS
         changed = x.copy()
         changed[own] = np.random.default_rng(request).normal(size=x[own].shape) * 9
-        after: list[Any] = session.run(None, {"x": changed, "ids": IDS})
+        after: Sequence[Any] = session.run(None, {"x": changed, "ids": IDS})
         for number, (one, other) in enumerate(zip(before, after, strict=True)):
             found[number] |= not np.array_equal(one[~own], other[~own])
             assert not np.array_equal(one[own], other[own])
