@@ -286,6 +286,39 @@ def axes(
 
 
 @app.command()
+def sensitivity(
+    model: Model,
+    target: Annotated[
+        str,
+        Option(help="What to choose formats for: bits, size, speed, loss or recovery = NUMBER."),
+    ] = "bits=4.5",
+    samples: Annotated[
+        Path | None, Option(help="Text (.txt, .jsonl, .parquet) like the text to be served.")
+    ] = None,
+    html: Annotated[
+        Path | None, Option(help="Where to write a page with pictures, the choice and its recipe.")
+    ] = None,
+    input_shape: Annotated[
+        list[str] | None,
+        Option(help="For package.module:function: the shape of an input, such as 1,3,224,224."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what rounding each layer costs, and choose formats that fit a target.
+
+    Losses are estimated from gradients and from what layers read, speed from bytes moved; recovery
+    is estimated here, and measured by the pass mixed_precision. The recipe that makes the choice is
+    printed, or stands on the page.
+
+      planish sensitivity ./SmolLM2-135M --samples text.parquet --target bits=4.5 --html page.html
+    """
+    from planish import sensitivity_command
+
+    shapes = tuple(input_shape or ())
+    sensitivity_command.main(model, target, samples, shapes, html=html, as_json=as_json)
+
+
+@app.command()
 def verify(artifact: Artifact, as_json: Json = False) -> None:
     """Check an artifact's files against their hashes, and prove its isolation anew.
 

@@ -30,11 +30,11 @@ def of_layers(deltas: Sequence[Mapping[str, Any]]) -> dict[str, Picture]:
     kinds = kinds_of(deltas)
     made = {}
     if kinds:
-        made["sizes"] = _picture(
+        made["sizes"] = picture(
             "sizes", _sizes_alt(kinds), lambda width: figures.sizes(kinds, width)
         )
     if any(delta["error"] for delta in deltas):
-        made["errors"] = _picture(
+        made["errors"] = picture(
             "errors", _errors_alt(deltas), lambda width: figures.errors(kinds, width)
         )
     return made
@@ -62,7 +62,7 @@ def of_quality(evaluation: Mapping[str, Any], place: int) -> Picture | None:
     if not before:
         return None
     alt = f"Bars: perplexity {before['value']:.2f} before and {after['value']:.2f} after."
-    return _picture(f"quality{place}", alt, lambda width: figures.perplexities(evaluation, width))
+    return picture(f"quality{place}", alt, lambda width: figures.perplexities(evaluation, width))
 
 
 def of_speed(benchmark: Mapping[str, Any], place: int) -> Picture | None:
@@ -72,10 +72,17 @@ def of_speed(benchmark: Mapping[str, Any], place: int) -> Picture | None:
         return None
     parts = [f"{row['phase']} at batch {row['batch']} {row['ratio']['median']:.2f}" for row in rows]
     alt = f"Bars: speed as a multiple of {benchmark['against']}: {', '.join(parts)}."
-    return _picture(f"speed{place}", alt, lambda width: figures.speeds(rows, width))
+    return picture(f"speed{place}", alt, lambda width: figures.speeds(rows, width))
 
 
-def _picture(name: str, alt: str, draw: Callable[[float], Figure]) -> Picture:
+def picture(name: str, alt: str, draw: Callable[[float], Figure]) -> Picture:
+    """A picture of both widths.
+
+    Args:
+        name: unique in the page.
+        alt: what it shows, for those who do not see it.
+        draw: given a width in inches.
+    """
     with styled():
         wide, narrow = draw(WIDE), draw(NARROW)
     return Picture(inline(wide, f"{name}-wide", alt), inline(narrow, f"{name}-narrow", alt))
