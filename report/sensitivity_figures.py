@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
@@ -66,7 +67,7 @@ def front(
     return figure
 
 
-def _square(width: float) -> Any:
+def _square(width: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, max(3.0, 0.5 * width)), layout="constrained")
     axes = figure.subplots()
     axes.set_yscale("log")

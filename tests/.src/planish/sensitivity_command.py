@@ -1,0 +1,1 @@
+../../../sensitivity_command.py
