@@ -1,0 +1,120 @@
+"""int8 on the CPU: Planish's w8a8 beside float32 and beside ONNX Runtime's `quantize_dynamic`.
+
+    python benchmarks/int8.py [--rounds 7]
+
+all-MiniLM-L6-v2 reads 8 x 128 tokens and SmolLM2-135M-Instruct 1 x 256 (prefill), of WikiText-2's
+test set. The three ONNX files of a model, of which float32 is Planish's own export and what
+`quantize_dynamic` is given, are timed in turns in one run; errors are relative, of the first output
+to that of float32; verdicts are those of `planish audit`. Figures go to
+`benchmarks/results/int8.json`.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.quantization import quantize_dynamic
+
+import planish
+from planish import assets
+from planish.ir.program import Program
+from planish.runtime.machine import this_machine
+from planish.runtime.texts import read_text
+from planish.runtime.tokenizer import Tokenizer
+from planish.samples import as_samples
+
+RESULTS = Path(__file__).parent / "results" / "int8.json"
+SHAPES = {"all-MiniLM-L6-v2": (8, 128), "SmolLM2-135M-Instruct": (1, 256)}
+
+
+def files(model: Path, folder: Path) -> tuple[Program, dict[str, Path]]:
+    """The program as captured, and the three ONNX files."""
+    text = assets.fetch("wikitext2") / "validation.parquet"
+    program = planish.capture(model)
+    planish.optimize(program, [], output=folder / "float32")
+    planish.optimize(program, "w8a8", samples=text, output=folder / "w8a8")
+    paths = {name: folder / name / "onnx" / "model.onnx" for name in ("float32", "w8a8")}
+    paths["quantize_dynamic"] = folder / "dynamic.onnx"
+    quantize_dynamic(paths["float32"], paths["quantize_dynamic"])
+    return program, paths
+
+
+def feeds_of(program: Program, model: Path, shape: tuple[int, int]) -> dict[str, Any]:
+    """Inputs by name: the first tokens of the test set, no padding, no cache."""
+    tokens = Tokenizer(model).encode(read_text(assets.fetch("wikitext2") / "test.parquet"))
+    rows = torch.tensor(tokens[: shape[0] * shape[1]]).reshape(shape)
+    (sample,) = as_samples([{"input_ids": rows}], program)
+    return {name: tensor.numpy() for name, tensor in sample.items()}
+
+
+def session(path: Path) -> Any:
+    """On the CPU, with the integer kernels that do not saturate."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def measure(paths: Mapping[str, Path], feeds: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Seconds in turns, errors and verdicts."""
+    sessions = {name: session(path) for name, path in paths.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in paths}
+    first: dict[str, Any] = {}
+    for turn in range(rounds + 1):
+        order = list(sessions)
+        for name in reversed(order) if turn % 2 else order:
+            start = time.perf_counter()
+            results = sessions[name].run(None, feeds)
+            if turn:  # the first warms up
+                seconds[name].append(time.perf_counter() - start)
+            first[name] = np.asarray(results[0], np.float64)
+    base = first["float32"]
+    return {
+        name: {
+            "seconds": seconds[name],
+            "faster_than_float32": median(
+                one / own for one, own in zip(seconds["float32"], seconds[name], strict=True)
+            ),
+            "error": float(np.linalg.norm(first[name] - base) / np.linalg.norm(base)),
+            "bytes": path.stat().st_size,
+            "verdict": planish.audit(path).verdict,
+        }
+        for name, path in paths.items()
+    }
+
+
+def main() -> None:
+    """Measure both models, print, and keep."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    models = {
+        "all-MiniLM-L6-v2": assets.fetch("minilm"),
+        "SmolLM2-135M-Instruct": assets.smollm2(),
+    }
+    result: dict[str, Any] = {"machine": asdict(this_machine()), "models": {}}
+    for name, model in models.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            program, paths = files(model, Path(scratch))
+            found = measure(paths, feeds_of(program, model, SHAPES[name]), rounds)
+        result["models"][name] = found
+        for kind, row in found.items():
+            print(
+                f"{name:24} {kind:18} {row['faster_than_float32']:5.2f}x  error {row['error']:.4f}"
+                f"  {row['bytes'] / 1e6:7.1f} MB  {row['verdict']}",
+                flush=True,
+            )
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
