@@ -20,6 +20,7 @@ from planish.ir.isolation.verdict import Analysis
 from planish.ir.program import Program
 from planish.ir.progress import Progress, silent
 from planish.lowering.artifact import check_target
+from planish.lowering.gguf import check_source
 from planish.passes import name_of
 from planish.passes.contract import Pass
 from planish.passes.pipeline import UNANALYSED, Step, apply
@@ -214,8 +215,8 @@ def optimize(
         opset_only: leave out the operators of `com.microsoft` that ONNX Runtime runs fast.
         gguf: write `model.gguf` too, for llama.cpp: of Llama-like models with weights in floating
             point or rounded to blocks that GGUF has.
-        resume: a folder where passes that learn from samples keep each finished layer, so that a
-            run that was interrupted goes on from there; it can be deleted afterwards.
+        resume: a folder where `gptq` keeps each finished layer, so that a run that was interrupted
+            goes on from there; it can be deleted afterwards.
         progress: called with what is being done, how many pieces of it are done, and of how many.
 
     Raises:
@@ -234,6 +235,8 @@ def optimize(
         check_target(Path(output))  # before any work
     progress("capture", 0, 0)
     original = capture(model, inputs)
+    if gguf:
+        check_source(original.source)  # before any work
     if samples is not None:
         given = samples if isinstance(samples, str | Path) else tuple(samples)
         original = dataclasses.replace(

@@ -113,8 +113,8 @@ def convert(
     resume: Annotated[
         Path | None,
         Option(
-            help="A folder where passes such as gptq keep each finished layer; the same command "
-            "goes on from there after an interruption."
+            help="A folder where gptq keeps each finished layer; the same command goes on from "
+            "there after an interruption."
         ),
     ] = None,
     as_json: Json = False,

@@ -34,7 +34,15 @@ SEVERITY = ("isolated", "unproven", "leaks")
 ONNX, TORCH, CHECKPOINT, RECIPE = "onnx", "torch", "checkpoint", "recipe.yaml"
 GGUF = "model.gguf"
 
-_LIBRARIES = ("torch", "transformers", "safetensors", "compressed-tensors", "onnx", "onnxruntime")
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "compressed-tensors",
+    "gguf",
+    "onnx",
+    "onnxruntime",
+)
 _HASHED = {".json", ".safetensors", ".gguf", ".bin", ".model", ".txt", ".jinja"}
 
 
@@ -50,8 +58,9 @@ def write(
     """Write a result's artifact; see `Result.save`."""
     program = result.program
     artifact.check_target(folder)
-    # Checkpoint and lowering hold each tensor once, in float32 at most.
-    artifact.check_space(folder, 2 * program.nbytes + 50_000_000)
+    # Checkpoint and lowering hold each tensor once; GGUF has in float32 what is not quantized.
+    extra = 4 * sum(tensor.numel() for tensor in program.tensors.values()) if gguf else 0
+    artifact.check_space(folder, 2 * program.nbytes + extra + 50_000_000)
     with artifact.writing(folder) as staging:
         progress("write the checkpoint", 0, 0)
         files, notes = _write_checkpoint(result, staging)

@@ -87,7 +87,7 @@ def write_checkpoint(
     if original.source.kind != "huggingface":
         raise NotExpressible(f"{original.source.name} did not come from one.")
     quantized = forms_of(program, original)
-    _check_same_model(program, original, quantized)
+    check_same_model(program, original, quantized)
     tensors = _stored(program, original, quantized)
     written = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard)
     for name, members in written.filename_to_tensors.items():
@@ -103,7 +103,7 @@ def write_checkpoint(
     return CheckpointFiles(paths, nbytes, notes(quantized))
 
 
-def _check_same_model(program: Program, original: Program, quantized: Mapping[str, Form]) -> None:
+def check_same_model(program: Program, original: Program, quantized: Mapping[str, Form]) -> None:
     """Make sure that each tensor of the original is there, in its shape, and no others.
 
     Raises:

@@ -145,8 +145,9 @@ def _static_scale(reader: fx.Node, program: Program) -> Tensor | None:
 
 def notes(forms: Mapping[str, Form]) -> tuple[str, ...]:
     """What the user should know about loading these."""
-    schemes = {form.weight for form in forms.values()}
-    mixed = len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes)
+    kinds = set(forms.values())
+    packed = [form for form in kinds if form.format == "pack-quantized"]
+    mixed = len(kinds) > 1 and not all(form.weight.symmetric for form in packed)
     return (ASYMMETRIC,) if mixed else ()
 
 

@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from planish.ir.program import Program
+from planish.ir.program import Program, Source
 from planish.ir.quant import QuantizedTensor, dequantize
+from planish.lowering.checkpoint import check_same_model
 from planish.lowering.compressed_tensors import Form, NotExpressible, forms_of
-from planish.lowering.gguf_tokenizer import write_tokenizer
+from planish.lowering.gguf_tokenizer import LEAVE_OUT, check_tokenizer, write_tokenizer
 
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -56,16 +57,20 @@ def write_gguf(program: Program, original: Program, path: Path) -> int:
         The bytes of the file.
 
     Raises:
-        NotExpressible: for other architectures, tensors, roundings or tokenizers than the format
-            has words for.
+        NotExpressible: for other models (`check_source`), tensors or roundings than the format has
+            words for.
     """
+    check_source(original.source)
     config = original.source.config
-    architecture = ARCHITECTURES.get(str(config.get("model_type")))
-    if architecture is None:
-        raise NotExpressible(
-            f"{original.source.name}: GGUF files are written of {', '.join(ARCHITECTURES)} models."
-        )
+    architecture = ARCHITECTURES[str(config["model_type"])]
     forms = forms_of(program, original)
+    check_same_model(program, original, forms)
+    for name in forms:
+        if original.tensors[name].shape[-1] % BLOCK:
+            raise NotExpressible(
+                f"{name}: blocks of {BLOCK} do not divide its {original.tensors[name].shape[-1]} "
+                f"input features. {LEAVE_OUT}"
+            )
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
     kinds = {kind_of(name, form) for name, form in forms.items()}
     _write_config(writer, original.source.name, config, kinds)
@@ -77,7 +82,7 @@ def write_gguf(program: Program, original: Program, path: Path) -> int:
         if called is None:
             if name.endswith("rotary_emb.inv_freq"):
                 continue  # what the config says
-            raise NotExpressible(f"{name}: GGUF has no name for it.")
+            raise NotExpressible(f"{name}: GGUF has no name for it. {LEAVE_OUT}")
         rows = _rotary_order(name, config) if permuted else None
         _add(writer, called, tensor, rows, kind_of(name, forms[name]) if name in forms else None)
     writer.write_header_to_file()
@@ -85,6 +90,31 @@ def write_gguf(program: Program, original: Program, path: Path) -> int:
     writer.write_tensors_to_file()
     writer.close()
     return path.stat().st_size
+
+
+def check_source(source: Source) -> None:
+    """Refuse a model of which no GGUF file can be written, before any work.
+
+    Raises:
+        NotExpressible: if its architecture, positions, attention or tokenizer is none that the
+            format is written for.
+    """
+    config = source.config
+    if str(config.get("model_type")) not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise NotExpressible(
+            f"{source.name}: GGUF files are written of {known} models. {LEAVE_OUT}"
+        )
+    rope = {"rope_type": "default", **(config.get("rope_parameters") or {})}
+    if rope["rope_type"] != "default" or config.get("rope_scaling"):
+        raise NotExpressible(
+            f"{source.name}: its rotary positions are scaled, which is not written yet. {LEAVE_OUT}"
+        )
+    if config.get("use_sliding_window", True) and config.get("sliding_window"):
+        raise NotExpressible(
+            f"{source.name}: its attention has a window, which GGUF's words leave out. {LEAVE_OUT}"
+        )
+    check_tokenizer(source)
 
 
 def kind_of(name: str, form: Form) -> Kind:
@@ -97,13 +127,14 @@ def kind_of(name: str, form: Form) -> Kind:
     whole = scheme.group_size is None or scheme.group_size % BLOCK == 0
     if form.inputs is not None or scheme.floating or not whole:
         raise NotExpressible(
-            f"{name}: GGUF has no blocks for {scheme} with {form.inputs or 'float'} inputs."
+            f"{name}: GGUF has no blocks for {scheme} with {form.inputs or 'float'} inputs. "
+            f"{LEAVE_OUT}"
         )
     if scheme.bits <= 4:
         return Kind.Q4_0 if scheme.symmetric else Kind.Q4_1
     if scheme.symmetric:
         return Kind.Q8_0
-    raise NotExpressible(f"{name}: GGUF has no blocks of 8 bits with zero points.")
+    raise NotExpressible(f"{name}: GGUF has no blocks of 8 bits with zero points. {LEAVE_OUT}")
 
 
 def _tensors(program: Program) -> dict[str, Tensor | QuantizedTensor]:
@@ -121,12 +152,7 @@ def _tensors(program: Program) -> dict[str, Tensor | QuantizedTensor]:
 def _write_config(
     writer: gguf.GGUFWriter, name: str, config: Mapping[str, Any], kinds: set[Kind]
 ) -> None:
-    rope = {"rope_type": "default", **(config.get("rope_parameters") or {})}
-    scaling = config.get("rope_scaling")
-    if rope["rope_type"] != "default" or scaling:
-        raise NotExpressible(f"{name}: its rotary positions are scaled, which is not written yet.")
-    if config.get("use_sliding_window", True) and config.get("sliding_window"):
-        raise NotExpressible(f"{name}: its attention has a window, which GGUF's words leave out.")
+    rope = config.get("rope_parameters") or {}
     heads = int(config["num_attention_heads"])
     width = int(config.get("head_dim") or config["hidden_size"] // heads)
     writer.add_name(name)

@@ -13,16 +13,69 @@ from planish.lowering.compressed_tensors import NotExpressible
 
 PREFIX = "tokenizer."
 
-_SPLITS = (
-    ("\\p{N}{1,3}", "llama-bpe"),
-    ("\\p{N}|", "qwen2"),
-    ('"Digits"', "smollm"),
-    ('"ByteLevel"', "gpt-2"),
+LEAVE_OUT = "Leave out --gguf, or convert the checkpoint with llama.cpp's own script."
+
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
-"""What in a tokenizer's splitting of text tells which of llama.cpp's names it has; the first that
-is found."""
+"""The expression by which Llama 3 and Qwen 2 split text, but for numbers, which stand between."""
+
+_BYTES, _CUT_BYTES = ("ByteLevel", False), ("ByteLevel", True)
+
+_SPLITS = {
+    (_CUT_BYTES,): "gpt-2",
+    (("Digits", True), _CUT_BYTES): "smollm",
+    (("Split", r"\p{N}{1,3}".join(_WORDS)), _BYTES): "llama-bpe",
+    (("Split", r"\p{N}".join(_WORDS)), _BYTES): "qwen2",
+}
+"""What llama.cpp calls the ways to split text before byte pairs are merged."""
 
 _SPECIAL = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "pad"}
+
+
+def check_tokenizer(source: Source) -> None:
+    """Refuse a model whose tokenizer cannot be written.
+
+    Raises:
+        NotExpressible: if there is none, or one of another kind than `write_tokenizer` knows.
+    """
+    if source.folder is None:
+        raise NotExpressible(f"{source.name} has no tokenizer; GGUF files carry one. {LEAVE_OUT}")
+    if source.gguf is not None:
+        return
+    path = source.folder / "tokenizer.json"
+    if not path.is_file():
+        raise NotExpressible(
+            f"{source.folder} has no tokenizer.json; GGUF files carry a tokenizer. {LEAVE_OUT}"
+        )
+    found = _read(path)
+    if found["model"]["type"] != "BPE" or _splitting(found) not in _SPLITS:
+        raise NotExpressible(
+            f"{path} splits text in a way that is none of {', '.join(_SPLITS.values())}, which are "
+            f"those written into GGUF files so far. {LEAVE_OUT}"
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _splitting(found: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """How a tokenizer splits text: each step, with the option that tells it from others."""
+    whole = found.get("pre_tokenizer") or {}
+    steps = []
+    for step in whole.get("pretokenizers", [whole]):
+        told = {
+            "Digits": step.get("individual_digits"),
+            "Split": step.get("pattern", {}).get("Regex"),
+            "ByteLevel": step.get("use_regex", True),
+        }
+        prefixed = step.get("type") == "ByteLevel" and step.get("add_prefix_space")
+        kind = step.get("type", "")
+        steps.append((kind, "prefix" if prefixed else told.get(kind)))
+    return tuple(steps)
 
 
 def write_tokenizer(writer: gguf.GGUFWriter, source: Source) -> None:
@@ -30,27 +83,16 @@ def write_tokenizer(writer: gguf.GGUFWriter, source: Source) -> None:
 
     That of a GGUF file is carried over; of a `tokenizer.json`, byte-level BPE is known.
 
-    Raises:
-        NotExpressible: if there is none, or one of another kind.
+    Args:
+        writer: of the file.
+        source: one that `check_tokenizer` does not refuse.
     """
-    if source.folder is None:
-        raise NotExpressible(f"{source.name} has no tokenizer; GGUF files carry one.")
+    assert source.folder is not None
     if source.gguf is not None:
         _carry_over(writer, source.folder / source.gguf)
         return
-    path = source.folder / "tokenizer.json"
-    if not path.is_file():
-        raise NotExpressible(
-            f"{source.folder} has no tokenizer.json; GGUF files carry a tokenizer."
-        )
-    found = json.loads(path.read_text(encoding="utf-8"))
-    splitting = json.dumps(found.get("pre_tokenizer"), ensure_ascii=False)
-    pre = next((name for mark, name in _SPLITS if mark in splitting.replace("\\\\", "\\")), None)
-    if found["model"]["type"] != "BPE" or pre is None:
-        raise NotExpressible(
-            f"{path}: only byte-level BPE tokenizers are written into GGUF files, so far."
-        )
-    _write_bpe(writer, found, pre, int(source.config["vocab_size"]))
+    found = _read(source.folder / "tokenizer.json")
+    _write_bpe(writer, found, _SPLITS[_splitting(found)], int(source.config["vocab_size"]))
     for key, name in _SPECIAL.items():
         given = source.config.get(key)
         if given is not None:

@@ -23,6 +23,9 @@ BLOCK = 128
 DAMPENINGS = (1.0, 10.0, 100.0)
 """What the dampening is multiplied by, one after the other, where the moments are singular."""
 
+_AT_ONCE = 1 << 24
+"""Numbers that fitting scales works on at a time: 64 MB, however large the layer is."""
+
 _RIDGE = 1e-3
 """How strongly a fitted scale is held to what it was, as a share of its own curvature."""
 
@@ -154,19 +157,34 @@ def fitted(rounding: Rounding, curvature: Curvature, dtype: torch.dtype) -> Roun
     place = curvature.order.argsort()
     moments = curvature.moments[place][:, place]
     codes = rounding.scheme.grouped(rounding.codes) - rounding.zeros.unsqueeze(-1)  # [N, G, S]
+    wrong = rounding.matrix - rounding.value
+    rows = max(1, _AT_ONCE // (codes.shape[1] * moments.shape[0]))
+    parts = zip(codes.split(rows), wrong.split(rows), strict=True)
+    step = torch.cat([_best_step(moments, *part) for part in parts])
+    scale = (rounding.scale + step).to(dtype).float()
+    usable = torch.isfinite(scale) & (scale != 0)
+    scale = torch.where(usable, scale, rounding.scale)
+    return Rounding(rounding.matrix, rounding.scheme, scale, rounding.zeros, rounding.codes)
+
+
+def _best_step(moments: Tensor, codes: Tensor, wrong: Tensor) -> Tensor:
+    """What to add to the scales of some rows, [N, G].
+
+    Args:
+        moments: [K, K].
+        codes: without zero points, [N, G, S].
+        wrong: what the rows are off by, [N, K].
+    """
     size = codes.shape[-1]
     # For each row, what a group's codes give at every input: [N, G, K].
     given = torch.stack(
         [codes[:, group] @ rows for group, rows in enumerate(moments.split(size))], dim=1
     )
     normal = torch.einsum("nghs,nhs->ngh", given.unflatten(-1, (-1, size)), codes)
-    right = torch.einsum("ngk,nk->ng", given, rounding.matrix - rounding.value)
+    right = torch.einsum("ngk,nk->ng", given, wrong)
     held = torch.diag_embed(normal.diagonal(dim1=1, dim2=2) * _RIDGE + torch.finfo().tiny)
-    step, _ = torch.linalg.solve_ex(normal + held, right)
-    scale = (rounding.scale + step).to(dtype).float()
-    usable = torch.isfinite(scale) & (scale != 0)
-    scale = torch.where(usable, scale, rounding.scale)
-    return Rounding(rounding.matrix, rounding.scheme, scale, rounding.zeros, rounding.codes)
+    step: Tensor = torch.linalg.solve_ex(normal + held, right)[0]
+    return step
 
 
 def _in_order(

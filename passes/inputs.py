@@ -50,8 +50,11 @@ def observed(
     found: dict[str, Inputs] = {}
 
     def visit(group: list[fx.Node], inputs: list[Tensor]) -> Mapping[fx.Node, Tensor]:
-        rows = torch.cat([value.flatten(0, -2) for value in inputs]).double()
-        seen = Inputs(rows.mean(0), rows.square().mean(0))
+        rows = [value.flatten(0, -2) for value in inputs]
+        count = sum(map(len, rows))
+        total = torch.stack([one.sum(0, dtype=torch.float64) for one in rows]).sum(0)
+        squares = torch.stack([one.square().sum(0, dtype=torch.float64) for one in rows]).sum(0)
+        seen = Inputs(total / count, squares / count)
         found.update(dict.fromkeys((node.name for node in group), seen))
         return {}
 

@@ -239,6 +239,10 @@ def _standard(b: Builder, name: str, weight: QuantizedTensor, *, turned: bool) -
     if weight.zero_point is not None:
         label = f"{name}_zero_point{suffix}"
         zeros = stored(b, label, lambda: each_block(_zeros(weight)), blocks, bits)
+    elif bits == 8:
+        # ONNX Runtime would add one of the wrong rank where it avoids int8 (`x64quantprecision`).
+        label = f"{name}_zero_point{suffix}"
+        zeros = stored(b, label, lambda: torch.zeros(blocks, dtype=torch.int8), blocks, bits)
     made = b.op(
         "DequantizeLinear",
         packed,

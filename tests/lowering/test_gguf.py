@@ -32,7 +32,7 @@ def folder_of(family: str, folder: Path) -> Path:
     vocabulary = {token: number for number, token in enumerate(["<s>", *alphabet, "ab", "abc"])}
     merges = [("a", "b"), ("ab", "c")]
     made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
     made.add_special_tokens(["<s>"])
     made.save(str(folder / "tokenizer.json"))
