@@ -4,9 +4,9 @@
 
 all-MiniLM-L6-v2 reads 8 x 128 tokens and SmolLM2-135M-Instruct 1 x 256 (prefill), of WikiText-2's
 test set. The three ONNX files of a model, of which float32 is Planish's own export and what
-`quantize_dynamic` is given, are timed in turns in one run; errors are relative, of the first output
-to that of float32; verdicts are those of `planish audit`. Figures go to
-`benchmarks/results/int8.json`.
+`quantize_dynamic` is given, are timed in turns in one run, all with the integer kernels that do not
+saturate (`session.x64quantprecision`); errors are relative, of the first output to that of float32;
+verdicts are those of `planish audit`. Figures go to `benchmarks/results/int8.json`.
 """
 
 import argparse

@@ -61,7 +61,10 @@ class Gptq(QuantizeWeights):
         own = [layer for layer in layers_of(program.graph, program) if layer.name in names]
         read_by = {layer.first_reader: layer for layer in own if LINEAR in layer.roles}
         others = [layer for layer in own if LINEAR not in layer.roles]
-        found = dict(super()._rounded(program, others, UNSEEN))
+        found = {
+            name: one._replace(note=f"{one.note}; head or embedding: rounded to nearest")
+            for name, one in super()._rounded(program, others, UNSEEN).items()
+        }
 
         def visit(group: list[fx.Node], inputs: list[Tensor]) -> Mapping[fx.Node, Tensor]:
             together = [read_by[node] for node in group]

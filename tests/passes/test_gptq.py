@@ -17,6 +17,7 @@ from planish.passes.pipeline import relative_error
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rounding import FACTORS, parameters
 from planish.passes.sequential import second_moments, walk
+from support.captured import captured
 
 aten = torch.ops.aten
 
@@ -214,3 +215,13 @@ def test_without_samples_it_is_refused(program: Program) -> None:
 def test_its_refusals_carry_its_name(program: Program) -> None:
     with pytest.raises(NotApplicable, match=r"^gptq: 'nothing' matches none"):
         Gptq(bits=4, group_size=32, targets=("nothing",))(program)
+
+
+def test_a_head_is_rounded_to_nearest_and_says_so() -> None:
+    _, llama = captured("llama", layers=1)
+    made = Gptq(bits=4, group_size=32, lm_head=True)(llama)
+    (head,) = (one.what for one in made.changes if one.what.startswith("lm_head"))
+    assert head.endswith("head or embedding: rounded to nearest")
+    plain = QuantizeWeights(bits=4, group_size=32, lm_head=True, targets=("lm_head",))(llama)
+    name = "lm_head.weight_packed"
+    assert torch.equal(made.tensors[name], plain.tensors[name])
