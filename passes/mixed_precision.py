@@ -117,10 +117,10 @@ class MixedPrecision(LongPass):
         trades = self.trades(program, self.measured(program, lambda _, *far: work.tell(*far)))
         planned = any(tensor.is_meta for tensor in program.tensors.values())
         if self.target.kind == "recovery" and not planned:
-            after, choice, said = self._recovered(program, trades)
+            after, choice, said = self._recovered(program, trades, work)
         else:
             choice = trades.choose()
-            after, said = self._rounded(program, choice), str(choice)
+            after, said = self._rounded(program, choice, work), str(choice)
         if not (choice.met or planned):
             warnings.warn(f"{CALLED}: {said}", GoalMissed, stacklevel=2)
         told = [_told(change, choice) for change in after.changes[len(program.changes) :]]
@@ -170,16 +170,18 @@ class MixedPrecision(LongPass):
             for scheme, names in choice.by_scheme().items()
         ]
 
-    def _rounded(self, program: Program, choice: Choice) -> Program:
+    def _rounded(self, program: Program, choice: Choice, work: Work) -> Program:
         """Rounded as chosen; scales are searched for with the samples that were measured on."""
         learned = program.calibration
         if self.algorithm == "nearest":
             program = dataclasses.replace(program, calibration=tuple(spread(learned, TOKENS)))
         for one in self.passes(choice):
-            program = one(program)
+            program = one(program, work.part(str(one)))
         return dataclasses.replace(program, calibration=learned)
 
-    def _recovered(self, program: Program, trades: Trades) -> tuple[Program, Choice, str]:
+    def _recovered(
+        self, program: Program, trades: Trades, work: Work
+    ) -> tuple[Program, Choice, str]:
         """The smallest choice tried whose perplexity, measured, is within the target.
 
         What is lost is roughly a constant times what is estimated, so that each try tells what the
@@ -194,7 +196,7 @@ class MixedPrecision(LongPass):
             choice = trades.choose(limit)
             if any(choice.options == one.choice.options for one in tried):
                 break
-            after = self._rounded(program, choice)
+            after = self._rounded(program, choice, work)
             lost = surprise(after, samples) - before
             tried.append(_Try(choice, after, lost))
             if CLOSE * allowed <= lost <= allowed or (lost > allowed and not choice.met):

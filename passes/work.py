@@ -63,7 +63,9 @@ class Journal:
         self.folder.mkdir(parents=True, exist_ok=True)
         head = self.folder / HEAD
         if not head.exists():
-            head.write_text(json.dumps({"belongs_to": self.belongs_to}) + "\n", encoding="utf-8")
+            draft = head.with_suffix(".part")
+            draft.write_text(json.dumps({"belongs_to": self.belongs_to}) + "\n", encoding="utf-8")
+            os.replace(draft, head)
         path = self._path(piece)
         part = path.with_suffix(".part")
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
@@ -99,6 +101,18 @@ class Work:
 
     tell: Callable[[int, int], None] = lambda _done, _total: None
     journal: Journal | None = None
+
+    def part(self, options: str) -> Work:
+        """The work of a pass that this one runs, with a journal of its own.
+
+        Args:
+            options: of that pass, as text.
+        """
+        if self.journal is None:
+            return self
+        name = hashlib.sha256(options.encode()).hexdigest()[:16]
+        belongs_to = f"{self.journal.belongs_to} {name}"
+        return Work(self.tell, Journal(self.journal.folder / name, belongs_to))
 
 
 UNSEEN = Work()

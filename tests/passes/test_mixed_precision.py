@@ -147,6 +147,24 @@ def test_the_passes_that_it_names_make_the_same(program: Program, algorithm: str
     assert steps[0].isolation == "isolated"
 
 
+def test_layers_that_gptq_finished_are_kept(program: Program, tmp_path: Path) -> None:
+    one = MixedPrecision(Target(bits=5.0), FOUR, algorithm="gptq")
+    told: list[tuple[str, int, int]] = []
+    made, _ = apply(
+        program,
+        [one],
+        names=name_of,
+        resume=tmp_path,
+        progress=lambda *what: told.append(what),
+    )
+    pieces = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert pieces
+    assert {name for name, *_ in told} == {"mixed_precision"}
+    again, _ = apply(program, [one], names=name_of, resume=tmp_path)
+    assert all(path.stat().st_mtime_ns == written for path, written in pieces.items())
+    assert all(torch.equal(made.tensors[name], again.tensors[name]) for name in made.tensors)
+
+
 @pytest.fixture(scope="module")
 def spoken() -> Program:
     """A language model, and text that it wrote itself, of which rounding makes it less sure."""
