@@ -62,6 +62,12 @@ Against = Annotated[
 ]
 
 
+InputShape = Annotated[
+    list[str] | None,
+    Option(help="For package.module:function: the shape of an input, such as 1,3,224,224."),
+]
+
+
 INTERRUPTED = 130
 """The exit code after Ctrl-C; some versions of typer return it, others raise."""
 
@@ -100,10 +106,7 @@ def convert(
     isolation: Annotated[
         str | None, Option(help="bitwise, enforce, warn or off; the recipe's word by default.")
     ] = None,
-    input_shape: Annotated[
-        list[str] | None,
-        Option(help="For package.module:function: the shape of an input, such as 1,3,224,224."),
-    ] = None,
+    input_shape: InputShape = None,
     opset_only: Annotated[
         bool, Option("--opset-only", help="ONNX without the operators of com.microsoft.")
     ] = False,
@@ -267,10 +270,7 @@ def audit(
 @app.command()
 def axes(
     model: Model,
-    input_shape: Annotated[
-        list[str] | None,
-        Option(help="For package.module:function: the shape of an input, such as 1,3,224,224."),
-    ] = None,
+    input_shape: InputShape = None,
     as_json: Json = False,
 ) -> None:
     """List a model's axes: which indices of which tensors move together, and what may be done.
@@ -298,10 +298,7 @@ def sensitivity(
     html: Annotated[
         Path | None, Option(help="Where to write a page with pictures, the choice and its recipe.")
     ] = None,
-    input_shape: Annotated[
-        list[str] | None,
-        Option(help="For package.module:function: the shape of an input, such as 1,3,224,224."),
-    ] = None,
+    input_shape: InputShape = None,
     as_json: Json = False,
 ) -> None:
     """Measure what rounding each layer costs, and choose formats that fit a target.

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, fx
 from torch.library import Library
 
+from planish.ir.quant import FP8
+
 INT8 = torch.int8
-FP8 = torch.float8_e4m3fn
 
 
 @dataclass(frozen=True)

@@ -153,15 +153,14 @@ def _write_config(
     writer: gguf.GGUFWriter, name: str, config: Mapping[str, Any], kinds: set[Kind]
 ) -> None:
     rope = config.get("rope_parameters") or {}
-    heads = int(config["num_attention_heads"])
-    width = int(config.get("head_dim") or config["hidden_size"] // heads)
+    heads, shared, width = _heads(config)
     writer.add_name(name)
     writer.add_block_count(int(config["num_hidden_layers"]))
     writer.add_context_length(int(config["max_position_embeddings"]))
     writer.add_embedding_length(int(config["hidden_size"]))
     writer.add_feed_forward_length(int(config["intermediate_size"]))
     writer.add_head_count(heads)
-    writer.add_head_count_kv(int(config.get("num_key_value_heads") or heads))
+    writer.add_head_count_kv(shared)
     writer.add_key_length(width)
     writer.add_value_length(width)
     writer.add_rope_dimension_count(width)
@@ -173,17 +172,23 @@ def _write_config(
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
+def _heads(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Query heads, key heads, and the width of each."""
+    heads = int(config["num_attention_heads"])
+    shared = int(config.get("num_key_value_heads") or heads)
+    return heads, shared, int(config.get("head_dim") or config["hidden_size"] // heads)
+
+
 def _rotary_order(name: str, config: Mapping[str, Any]) -> Tensor | None:
     """The order of rows in which llama.cpp's rotation finds a coordinate's partner beside it.
 
     In transformers the partners are the halves of a head.
     """
-    heads = int(config["num_attention_heads"])
-    of = {"q_proj": heads, "k_proj": int(config.get("num_key_value_heads") or heads)}
+    heads, shared, width = _heads(config)
+    of = {"q_proj": heads, "k_proj": shared}
     count = next((n for part, n in of.items() if f".{part}." in name), None)
     if count is None:
         return None
-    width = int(config.get("head_dim") or config["hidden_size"] // heads)
     return torch.arange(count * width).view(count, 2, width // 2).mT.flatten()
 
 

@@ -9,8 +9,9 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor, fx
 
-from planish.ir.activations import FP8, INT8, ActivationScheme, fake_quantize, reach
+from planish.ir.activations import INT8, ActivationScheme, fake_quantize, reach
 from planish.ir.program import Program
+from planish.ir.quant import FP8
 from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.inputs import samples_of
 from planish.passes.layers import LINEAR, Layer, Patterns, layers_of, unmatched

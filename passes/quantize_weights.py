@@ -20,7 +20,7 @@ from planish.passes.layers import (
     HEAD,
     LINEAR,
     Layer,
-    check_pattern,
+    Patterns,
     layers_of,
     unmatched,
 )
@@ -88,7 +88,7 @@ class QuantizeWeights(LongPass):
         ),
     ] = "int"
     targets: Annotated[
-        tuple[str, ...],
+        Patterns,
         Field(
             description='Which layers: "Linear" for all linear layers; a name, with or without '
             '".weight"; a glob such as "model.layers.0.*"; or a regular expression after '
@@ -96,7 +96,7 @@ class QuantizeWeights(LongPass):
         ),
     ] = ("Linear",)
     ignore: Annotated[
-        tuple[str, ...],
+        Patterns,
         Field(description='Which of these to leave alone: names, globs or "re:" patterns.'),
     ] = ()
     clip_search: Annotated[
@@ -125,13 +125,6 @@ class QuantizeWeights(LongPass):
         bool,
         Field(description="Whether to quantize the projection that makes the logits too."),
     ] = False
-
-    @field_validator("targets", "ignore")
-    @classmethod
-    def _valid_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in patterns:
-            check_pattern(pattern)
-        return patterns
 
     @field_validator("type")
     @classmethod
