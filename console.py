@@ -15,6 +15,9 @@ from rich.table import Table
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+# Wider than any table, in characters.
+UNFOLDED = 10_000
+
 
 def print_json(value: Any) -> None:
     """Write JSON for machines to standard output, without colours or wrapping."""
@@ -37,13 +40,19 @@ def size(nbytes: float) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: the first column left-aligned, the others right-aligned."""
+    """Print a table: the first column left-aligned, the others right-aligned.
+
+    A terminal folds what is too wide for it; a file or a pipe gets every row on one line.
+    """
     grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for place, column in enumerate(columns):
         grid.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
     for row in rows:
         grid.add_row(*row)
-    out.print(grid)
+    if out.file.isatty():
+        out.print(grid)
+    else:
+        Console(file=out.file, width=UNFOLDED, height=len(rows), highlight=False).print(grid)
 
 
 @contextmanager

@@ -65,9 +65,8 @@ def test_the_recipe_makes_the_choice_again(measured: dict[str, Any], tmp_path: P
 
 
 def test_the_command_prints_a_table_and_writes_the_page(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
     path = tmp_path / "page.html"
     code, out, _ = run(capsys, MODEL, "--target", "size=0.5", "--html", str(path))
     assert code == 0
