@@ -24,7 +24,7 @@ from planish.lowering.gguf import check_source
 from planish.passes import name_of
 from planish.passes.contract import Pass
 from planish.passes.pipeline import UNANALYSED, Step, apply
-from planish.samples import CHECKED, as_calibration, as_samples, default_samples
+from planish.samples import default_samples, with_samples
 
 Target = Literal["onnx", "torch"]
 Isolation = Literal["bitwise", "enforce", "warn", "off"]
@@ -238,12 +238,7 @@ def optimize(
     if gguf:
         check_source(original.source)  # before any work
     if samples is not None:
-        given = samples if isinstance(samples, str | Path) else tuple(samples)
-        original = dataclasses.replace(
-            original,
-            samples=as_samples(given, original)[:CHECKED],
-            calibration=as_calibration(given, original),
-        )
+        original = with_samples(original, samples)
     asked = policy != "off"
     repaired = any(one.contract.isolation == "repaired" for one in chosen.passes)
     if policy == "enforce" and not repaired:

@@ -15,7 +15,7 @@ from planish.passes.choice import Choice, Target, Trades
 from planish.passes.mixed_precision import MixedPrecision
 from planish.passes.sensitivity import Option, Sensitivity, decode_bytes
 from planish.report.sensitivity_html import render
-from planish.samples import CHECKED, as_calibration, as_samples
+from planish.samples import with_samples
 
 SHOWN = 20
 """So many layers are printed, those that lose most."""
@@ -68,13 +68,7 @@ def parse_target(text: str) -> Target:
 
 def _program(model: str, samples: Path | None, input_shapes: Sequence[str]) -> Program:
     program = api.capture(commands.resolve(model, input_shapes))
-    if samples is None:
-        return program
-    return dataclasses.replace(
-        program,
-        samples=as_samples(samples, program)[:CHECKED],
-        calibration=as_calibration(samples, program),
-    )
+    return program if samples is None else with_samples(program, samples)
 
 
 def findings(

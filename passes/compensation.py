@@ -96,6 +96,22 @@ class Rounding:
         return (centred * self.scale.unsqueeze(-1)).flatten(-2)
 
 
+def retargeted(matrix: Tensor, curvature: Curvature, drift: Tensor) -> Tensor:
+    """The matrix that gives, for the inputs there are, most nearly what this one gives for others.
+
+    With inputs X̂ and the others X it is W + W (X - X̂) X̂ᵀ H⁻¹, the least squares of W X - W' X̂;
+    that H is dampened holds it to W.
+
+    Args:
+        matrix: W, float32 [N, K].
+        curvature: of X̂.
+        drift: (X - X̂) X̂ᵀ, float32 [K, K].
+    """
+    place = curvature.order.argsort()
+    inverse = (curvature.upper.T @ curvature.upper)[place][:, place]
+    return matrix + matrix @ drift @ inverse
+
+
 def compensated(
     matrix: Tensor, curvature: Curvature, scheme: QuantScheme, scale: Tensor, zeros: Tensor
 ) -> Rounding:

@@ -1,7 +1,10 @@
 """GPTQ: rounding column by column, each error made up for by the columns that are still free.
 
 Source: Frantar, Ashkboos, Hoefler and Alistarh, "GPTQ: Accurate Post-Training Quantization for
-Generative Pre-trained Transformers" (2022). The arithmetic is in `planish.passes.compensation`.
+Generative Pre-trained Transformers" (2022); for targets in full precision, Li et al., "GPTAQ:
+Efficient Finetuning-Free Quantization for Asymmetric Calibration" (2025), section 3, and Zhang et
+al., "Qronos: Correcting the Past by Shaping the Future" (2025). The arithmetic is in
+`planish.passes.compensation`.
 """
 
 from __future__ import annotations
@@ -12,17 +15,17 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor, fx
+from torch import Tensor
 
 from planish.ir.program import Program
 from planish.ir.quant import QuantizedTensor
-from planish.passes.compensation import Curvature, compensated, fitted, revisited
+from planish.passes.compensation import Curvature, compensated, fitted, retargeted, revisited
 from planish.passes.contract import OPTIONS, Contract
 from planish.passes.inputs import samples_of
 from planish.passes.layers import LINEAR, Layer, layers_of
 from planish.passes.quantize_weights import QuantizeWeights, Rounded
 from planish.passes.rounding import FACTORS, parameters, round_to_nearest
-from planish.passes.sequential import second_moments, walk
+from planish.passes.sequential import cross_moments, second_moments, walk
 from planish.passes.work import UNSEEN, Work
 
 
@@ -49,6 +52,11 @@ class Gptq(QuantizeWeights):
     """Whether columns with large inputs are rounded first, while there are others left to make up
     for them. Groups stay neighbours either way."""
 
+    exact_targets: bool = True
+    """Whether layers shall give what they give in the model as it was, for inputs that earlier
+    layers have changed, so that errors do not add up from layer to layer. Without, they shall give
+    what they give themselves for those inputs. Runs the model twice over the samples."""
+
     sweeps: int = Field(default=0, ge=0, le=10)
     """How often, once all columns are rounded, scales are fitted anew to the codes and each code
     is visited once more (coordinate descent, as in QuantEase). Layers then lose a few percent less
@@ -67,20 +75,17 @@ class Gptq(QuantizeWeights):
             for name, one in super()._rounded(program, others, UNSEEN).items()
         }
 
-        def visit(group: list[fx.Node], inputs: list[Tensor]) -> Mapping[fx.Node, Tensor]:
-            together = [read_by[node] for node in group]
+        nodes = list(read_by)
+        for visit in walk(program, samples, nodes, tell=work.tell, exact=self.exact_targets):
+            together = [read_by[node] for node in visit.layers]
             matrices = [layer.matrix(program.tensors) for layer in together]
             rounded = self._kept(work, together, matrices)
             if rounded is None:
-                rounded = self._solved(matrices, inputs)
+                rounded = self._solved(matrices, visit.inputs, visit.exact)
                 self._keep(work, together, rounded)
-            found.update({layer.name: one for layer, one in zip(together, rounded, strict=True)})
-            return {
-                layer.node: one.tensor.dequantize()
-                for layer, one in zip(together, rounded, strict=True)
-            }
-
-        walk(program, samples, list(read_by), visit, work.tell)
+            for layer, one in zip(together, rounded, strict=True):
+                found[layer.name] = one
+                visit.weights[layer.node] = one.tensor.dequantize()
         return found
 
     def _kept(
@@ -116,7 +121,9 @@ class Gptq(QuantizeWeights):
             tensors[f"{layer.name}_note"] = torch.tensor([*one.note.encode()], dtype=torch.uint8)
         work.journal.keep(layers[0].name, tensors)
 
-    def _solved(self, matrices: list[Tensor], inputs: list[Tensor]) -> list[Rounded]:
+    def _solved(
+        self, matrices: list[Tensor], inputs: list[Tensor], exact: list[Tensor]
+    ) -> list[Rounded]:
         """Layers that read one value: matrices [N, K], rounded as one with all their rows."""
         moments, rows = second_moments(inputs)
         curvature = Curvature.of(moments, self.dampening, self.activation_order)
@@ -128,6 +135,8 @@ class Gptq(QuantizeWeights):
             ]
         dead = moments.diagonal() == 0  # inputs that are always 0: their weights do not matter
         wide = torch.cat([one.float() for one in matrices]).masked_fill_(dead, 0)
+        if exact:
+            wide = retargeted(wide, curvature, cross_moments(exact, inputs) - moments)
         dtype = matrices[0].dtype
         weights = self.scheme.grouped(moments.diagonal()[None])
         factors = FACTORS if self.clip_search else (1.0,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -49,16 +49,14 @@ def observed(
     readers = [node for layer in layers if LINEAR in layer.roles for node in layer.node.users]
     found: dict[str, Inputs] = {}
 
-    def visit(group: list[fx.Node], inputs: list[Tensor]) -> Mapping[fx.Node, Tensor]:
-        rows = [value.flatten(0, -2) for value in inputs]
+    nodes = [node for node in readers if _multiplies(node)]
+    for visit in walk(program, samples, nodes, tell=work.tell):
+        rows = [value.flatten(0, -2) for value in visit.inputs]
         count = sum(map(len, rows))
         total = torch.stack([one.sum(0, dtype=torch.float64) for one in rows]).sum(0)
         squares = torch.stack([one.square().sum(0, dtype=torch.float64) for one in rows]).sum(0)
         seen = Inputs(total / count, squares / count)
-        found.update(dict.fromkeys((node.name for node in group), seen))
-        return {}
-
-    walk(program, samples, [node for node in readers if _multiplies(node)], visit, work.tell)
+        found.update(dict.fromkeys((node.name for node in visit.layers), seen))
     return found
 
 

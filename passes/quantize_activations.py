@@ -120,9 +120,9 @@ class QuantizeActivations(LongPass):
         products = [node for node in program.graph.nodes if node.name in names]
         found: dict[str, Tensor] = {}
 
-        def visit(group: list[fx.Node], inputs: list[Tensor]) -> Mapping[fx.Node, Tensor]:
-            source = str(group[0].args[0])
-            largest = torch.stack([x.abs().amax() for x in inputs]).amax().float()
+        for visit in walk(program, samples, products, tell=work.tell):
+            source = str(visit.layers[0].args[0])
+            largest = torch.stack([x.abs().amax() for x in visit.inputs]).amax().float()
             if not bool(torch.isfinite(largest)):
                 raise NotApplicable(
                     f"quantize_activations: {source} is not finite on the calibration samples, "
@@ -130,7 +130,4 @@ class QuantizeActivations(LongPass):
                 )
             scale = largest / reach(self.scheme.dtype)
             found[source] = scale if scale > 0 else torch.ones(())
-            return {}
-
-        walk(program, samples, products, visit, work.tell)
         return found

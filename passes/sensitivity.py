@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from planish.ir.cost import costs, total
 from planish.ir.program import Program, Sample
@@ -184,19 +184,14 @@ def _measured(
         )
     sizes = dict.fromkeys((layer.name for layer in layers), 0.0)
     sums = {(layer.name, scheme): (0.0, 0.0) for layer in layers for scheme in schemes}
-    seen = 0
-
-    def visit(group: list[fx.Node], inputs: list[Tensor]) -> Mapping[fx.Node, Tensor]:
-        nonlocal seen
-        moments, rows = second_moments(inputs)
+    for visit in walk(program, requests, list(owner), tell=lambda *far: progress("layers", *far)):
+        moments, rows = second_moments(visit.inputs)
         moments /= rows
         squares = moments.diagonal() if search == "inputs" else None
-        for node in group:
-            progress("layers", seen, len(owner))
-            seen += 1
+        for node in visit.layers:
             layer, slope = owner[node], found[node.name]
             shares = slope.features / slope.features.sum().clamp_min(TINY)
-            weighted, _ = second_moments(_weighted(inputs, slope.rows))
+            weighted, _ = second_moments(_weighted(visit.inputs, slope.rows))
             weighted /= max(count, 1)
             matrix = layer.matrix(program.tensors)
             sizes[layer.name] += float(_squares(matrix, moments).sum())
@@ -208,9 +203,6 @@ def _measured(
                     output + float(_squares(wrong, moments).sum()),
                     loss + float(_squares(wrong, weighted) @ shares) / 2,
                 )
-        return {}
-
-    walk(program, requests, list(owner), visit)
     return {
         (name, scheme): ((output / max(sizes[name], TINY)) ** 0.5, output, loss)
         for (name, scheme), (output, loss) in sums.items()

@@ -8,6 +8,7 @@ later nodes read, so memory is a few activations a sample, not a model's worth o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,41 +25,57 @@ Value = Any
 """A tensor, a size, or a tuple of them: whatever a node gives."""
 
 
+@dataclass(frozen=True)
+class Visit:
+    """Layers that read one value, reached on a walk.
+
+    Attributes:
+        layers: nodes that call `aten.linear`.
+        inputs: what they read, [..., K] for each sample, as the layers before them are by now.
+        exact: what they would read had no layer been changed; empty if the walk does not keep it.
+        weights: to be filled in: what nodes of weights shall be from now on.
+    """
+
+    layers: list[fx.Node]
+    inputs: list[Tensor]
+    exact: list[Tensor]
+    weights: dict[fx.Node, Tensor] = field(default_factory=dict)
+
+
 def walk(
     program: Program,
     samples: Sequence[Sample],
     layers: Sequence[fx.Node],
-    visit: Callable[[list[fx.Node], list[Tensor]], Mapping[fx.Node, Tensor]],
+    *,
     tell: Callable[[int, int], None] = UNSEEN.tell,
-) -> None:
+    exact: bool = False,
+) -> Iterator[Visit]:
     """Visit linear layers in the order of the graph, those that read one value together.
 
-    Nothing after the last layer is computed; logits, which are large, usually are not.
+    Nothing after the last layer is computed; logits, which are large, usually are not. What a visit
+    holds is let go of when the next one is asked for.
 
     Args:
         program: stays as it is.
         samples: at least one.
         layers: nodes that call `aten.linear`.
-        visit: given layers that read the same value, and that value, [..., K], for each sample;
-            gives what the nodes of the layers' weights shall be from now on.
         tell: called after each visit, with the number of layers done and that of all.
+        exact: whether to run the unchanged model beside, for `Visit.exact`: twice the work and the
+            memory.
     """
-    nodes = list(program.graph.nodes)
-    place = {node: number for number, node in enumerate(nodes)}
-    last = {node: max((place[user] for user in node.users), default=-1) for node in nodes}
-    known = [{spec.name: sample[spec.name] for spec in program.inputs} for sample in samples]
-    live: list[dict[fx.Node, Value]] = [{} for _ in samples]
-    weights: dict[fx.Node, Tensor] = {}
-    start = done = 0
+    place = {node: number for number, node in enumerate(program.graph.nodes)}
+    now = _Run(program, samples, place)
+    before = _Run(program, samples if exact else (), place)
+    done = 0
     for group in _groups(layers, place):
-        stop = place[group[0]]
         source: Any = group[0].args[0]
-        for feeds, values in zip(known, live, strict=True):
-            _run(program, nodes[start:stop], feeds, values, weights)
-            for node in [one for one in values if last[one] < stop]:
-                del values[node]
-        weights.update(visit(group, [values[source] for values in live]))
-        start = stop
+        for run in (now, before):
+            run.until(place[group[0]])
+        visit = Visit(group, now.read(source), before.read(source))
+        yield visit
+        visit.inputs.clear()
+        visit.exact.clear()
+        now.weights.update(visit.weights)
         done += len(group)
         tell(done, len(layers))
 
@@ -71,28 +88,65 @@ def _groups(layers: Sequence[fx.Node], place: Mapping[fx.Node, int]) -> Iterator
     yield from groups.values()
 
 
-@torch.no_grad()
-def _run(
-    program: Program,
-    nodes: Sequence[fx.Node],
-    feeds: Mapping[str, Tensor],
-    values: dict[fx.Node, Value],
-    weights: Mapping[fx.Node, Tensor],
-) -> None:
-    """Compute a stretch of nodes; what is stored is read as it is needed, not kept."""
+class _Run:
+    """A program while it is run over samples, a stretch at a time.
 
-    def value(node: fx.Node) -> Value:
-        if node in weights:
-            return weights[node]
-        return program.tensors[str(node.target)] if node.op == "get_attr" else values[node]
+    Attributes:
+        weights: what to read instead of nodes of the graph.
+    """
 
-    for node in nodes:
-        if node.op == "placeholder":
-            values[node] = feeds[str(node.target)]
-        elif node.op == "call_function" and node not in weights:
-            arguments = map_arg(node.args, value)
-            options = map_arg(node.kwargs, value)
-            values[node] = node.target(*arguments, **options)  # type: ignore[operator]
+    def __init__(
+        self, program: Program, samples: Sequence[Sample], place: Mapping[fx.Node, int]
+    ) -> None:
+        self.weights: dict[fx.Node, Tensor] = {}
+        self._program = program
+        self._nodes = list(place)
+        self._last = {
+            node: max((place[user] for user in node.users), default=-1) for node in self._nodes
+        }
+        self._feeds = [
+            {spec.name: sample[spec.name] for spec in program.inputs} for sample in samples
+        ]
+        self._values: list[dict[fx.Node, Value]] = [{} for _ in samples]
+        self._at = 0
+
+    def read(self, node: fx.Node) -> list[Tensor]:
+        """The value of a node, for each sample."""
+        return [values[node] for values in self._values]
+
+    def until(self, stop: int) -> None:
+        """Compute the nodes before the one at `stop`, and forget what none from there on reads."""
+        stretch = self._nodes[self._at : stop]
+        for feeds, values in zip(self._feeds, self._values, strict=True):
+            self._compute(stretch, feeds, values)
+            self._forget(values, stop)
+        self._forget(self.weights, stop)
+        self._at = stop
+
+    def _forget(self, values: dict[fx.Node, Any], stop: int) -> None:
+        for node in [one for one in values if self._last[one] < stop]:
+            del values[node]
+
+    @torch.no_grad()
+    def _compute(
+        self, nodes: Sequence[fx.Node], feeds: Mapping[str, Tensor], values: dict[fx.Node, Value]
+    ) -> None:
+        """Compute a stretch of nodes; what is stored is read as it is needed, not kept."""
+
+        def value(node: fx.Node) -> Value:
+            if node in self.weights:
+                return self.weights[node]
+            if node.op == "get_attr":
+                return self._program.tensors[str(node.target)]
+            return values[node]
+
+        for node in nodes:
+            if node.op == "placeholder":
+                values[node] = feeds[str(node.target)]
+            elif node.op == "call_function" and node not in self.weights:
+                arguments = map_arg(node.args, value)
+                options = map_arg(node.kwargs, value)
+                values[node] = node.target(*arguments, **options)  # type: ignore[operator]
 
 
 def second_moments(inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
@@ -110,3 +164,12 @@ def second_moments(inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
             strip = rows[:, start : start + STRIP]
             total[start : start + STRIP, start:].addmm_(strip.T, rows[:, start:])
     return total.triu() + total.triu(1).T, count
+
+
+def cross_moments(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """Σ x yᵀ, float32 [K, K], over pairs of values x of `left` and y of `right`, both [..., K]."""
+    width = left[0].shape[-1]
+    total = torch.zeros(width, width)
+    for one, other in zip(left, right, strict=True):
+        total.addmm_(one.reshape(-1, width).float().T, other.reshape(-1, width).float())
+    return total

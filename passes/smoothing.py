@@ -8,12 +8,12 @@ grouped-query attention those of the query heads that read one key head.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from planish.ir.axes.axes import Axes, Member, find
 from planish.ir.axes.scale import Scales, Scaling, numbers, scale
@@ -175,9 +175,9 @@ def smooth(
     seen: dict[Smoothing, list[tuple[int, Seen]]] = {way: [] for way in ways}
     by: dict[Scaling, Tensor] = {}
 
-    def visit(group: list[fx.Node], inputs: list[Tensor]) -> Mapping[fx.Node, Tensor]:
-        found = observe(inputs)
-        for reader in group:
+    for visit in walk(program, samples, list(read_by), tell=work.tell):
+        found = observe(visit.inputs)
+        for reader in visit.layers:
             way, place = read_by[reader]
             seen[way].append((place, found))
             missing[way].discard(reader)
@@ -185,8 +185,5 @@ def smooth(
                 factors, what = decide(way, seen.pop(way))
                 by[way.scaling] = factors.reshape(way.scaling.shape)
                 changes.append(Change(way.first_reader, f"{way.name}: {what}"))
-        return {}
-
-    walk(program, samples, list(read_by), visit, work.tell)
     after = scale(axes, program, by)
     return dataclasses.replace(after, changes=(*program.changes, *changes))

@@ -10,13 +10,20 @@ from torch import Tensor, fx, nn
 from planish.ir.capture.export import from_module
 from planish.ir.program import Program
 from planish.ir.quant import QuantScheme
-from planish.passes.compensation import Curvature, Rounding, compensated, fitted, revisited
+from planish.passes.compensation import (
+    Curvature,
+    Rounding,
+    compensated,
+    fitted,
+    retargeted,
+    revisited,
+)
 from planish.passes.contract import NotApplicable
 from planish.passes.gptq import Gptq
 from planish.passes.pipeline import relative_error
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rounding import FACTORS, parameters
-from planish.passes.sequential import second_moments, walk
+from planish.passes.sequential import cross_moments, second_moments, walk
 from support.captured import captured
 
 aten = torch.ops.aten
@@ -77,21 +84,46 @@ def test_the_graph_is_that_of_rounding_to_nearest(program: Program) -> None:
 
 def test_each_layer_sees_what_those_before_it_give_once_rounded(program: Program) -> None:
     layers = list(program.graph.find_nodes(op="call_function", target=aten.linear.default))
-    seen: list[tuple[list[str], Tensor, int]] = []
-
-    def visit(group: list[fx.Node], inputs: list[Tensor]) -> dict[fx.Node, Tensor]:
-        seen.append(([node.name for node in group], *second_moments(inputs)))
-        half = {node.args[1]: torch.full((96, 64), 0.5) for node in group}
-        return {node: weight for node, weight in half.items() if isinstance(node, fx.Node)}
-
-    walk(program, program.calibration, layers, visit)
-    (first, moments, rows), (second, after, _) = seen
+    seen: list[tuple[list[str], Tensor, int, Tensor]] = []
+    for visit in walk(program, program.calibration, layers, exact=True):
+        names = [node.name for node in visit.layers]
+        cross = cross_moments(visit.exact, visit.inputs)
+        seen.append((names, *second_moments(visit.inputs), cross))
+        for node in visit.layers:
+            weight = node.args[1]
+            assert isinstance(weight, fx.Node)
+            visit.weights[weight] = torch.full((96, 64), 0.5)
+    (first, moments, rows, same), (second, after, _, cross) = seen
     assert (first, second, rows) == (["linear", "linear_1"], ["linear_2"], 800)
     x = torch.cat([sample["x"] for sample in program.calibration])
     torch.testing.assert_close(moments, x.T @ x, rtol=1e-4, atol=1e-2)
     half = torch.full((96, 64), 0.5)
     hidden = (x @ half.T + program.tensors["left.bias"]).relu() * (x @ half.T)
     torch.testing.assert_close(after, hidden.T @ hidden, rtol=1e-3, atol=1e-1)
+    torch.testing.assert_close(same, moments, rtol=1e-4, atol=1e-2)
+    left, right = program.tensors["left.weight"], program.tensors["right.weight"]
+    exact = (x @ left.T + program.tensors["left.bias"]).relu() * (x @ right.T)
+    torch.testing.assert_close(cross, exact.T @ hidden, rtol=1e-3, atol=1e-1)
+
+
+def test_what_drifted_is_aimed_back() -> None:
+    exact = correlated(400, 3)
+    torch.manual_seed(1)
+    inputs, matrix = exact + 0.3 * torch.randn_like(exact), torch.randn(16, 64)
+    moments, _ = second_moments([inputs])
+    curvature = Curvature.of(moments, 1e-6, by_size=True)
+    assert curvature is not None
+    drift = cross_moments([exact], [inputs]) - moments
+    best = torch.linalg.lstsq(inputs.double(), (exact @ matrix.T).double()).solution.T
+    torch.testing.assert_close(
+        retargeted(matrix, curvature, drift).double(), best, rtol=1e-2, atol=1e-3
+    )
+
+
+def test_aiming_at_the_model_as_it_was_loses_less(program: Program) -> None:
+    options: dict[str, Any] = {"bits": 3, "group_size": 32}
+    aimed = error(Gptq(**options)(program), program)
+    assert aimed < 0.95 * error(Gptq(**options, exact_targets=False)(program), program)
 
 
 def test_nothing_behind_the_last_layer_is_computed(program: Program) -> None:
@@ -105,7 +137,7 @@ def test_nothing_behind_the_last_layer_is_computed(program: Program) -> None:
     layers = list(program.graph.find_nodes(op="call_function", target=aten.linear.default))[:2]
     one = dataclasses.replace(program)
     object.__setattr__(one, "tensors", Watched(program.tensors))
-    walk(one, one.calibration, layers, lambda *_: {})
+    assert len(list(walk(one, one.calibration, layers))) == 1
     assert called == []
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 import planish
 from planish.ir.capture.export import from_module
@@ -140,9 +140,6 @@ def test_nodes_are_visited_in_order_and_counted(program: Program) -> None:
         program.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
     )
 
-    def visit(group: list[fx.Node], _: list[Tensor]) -> dict[fx.Node, Tensor]:
-        assert group
-        return {}
-
-    walk(program, program.calibration, layers, visit, lambda *what: told.append(what))
+    for visit in walk(program, program.calibration, layers, tell=lambda *what: told.append(what)):
+        assert visit.layers
     assert told == [(2, 3), (3, 3)]

@@ -21,6 +21,7 @@ from planish.samples import (
     as_calibration,
     as_samples,
     default_samples,
+    with_samples,
 )
 
 WHOLE = DEFAULT_LENGTH + DEFAULT_MORE
@@ -115,9 +116,21 @@ def test_a_text_calibrates_with_more_than_it_checks(
     assert [tuple(check["input_ids"].shape) for check in checks] == [(1, LENGTH)] * CHECKED
 
 
-def test_given_batches_all_calibrate(program: Program) -> None:
-    given = [program.samples[0]] * 6
-    assert as_calibration(given, program) == tuple(given)
+def test_given_batches_all_calibrate_and_few_rows_are_checked(program: Program) -> None:
+    rows = torch.arange(18).reshape(3, 6)
+    given = [{"input_ids": rows + n} for n in range(6)]
+    both = with_samples(program, given)
+    assert [len(sample["input_ids"]) for sample in both.calibration] == [3] * 6
+    checked = [sample["input_ids"].tolist() for sample in both.samples]
+    assert checked == [rows.tolist(), (rows[:2] + 1).tolist()]
+    assert all(len(tensor) == 2 for tensor in both.samples[1].values())
+
+
+def test_rows_are_not_cut_where_inputs_count_them_differently(program: Program) -> None:
+    odd = {name: tensor[:1] for name, tensor in program.samples[0].items()}
+    odd["input_ids"] = torch.zeros(6, 4, dtype=torch.int64)
+    (kept,) = with_samples(program, [odd] * 2).samples
+    assert kept["input_ids"].shape == (6, 4)
 
 
 def test_batches_of_tokens_are_filled_in_and_what_is_given_stays(program: Program) -> None:
