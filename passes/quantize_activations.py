@@ -14,7 +14,7 @@ from planish.ir.program import Program
 from planish.ir.quant import FP8
 from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.inputs import samples_of
-from planish.passes.layers import LINEAR, Layer, Patterns, layers_of, unmatched
+from planish.passes.layers import EMBEDDING, HEAD, LINEAR, Layer, Patterns, layers_of, unmatched
 from planish.passes.sequential import walk
 from planish.passes.work import UNSEEN, Work
 
@@ -47,6 +47,9 @@ class QuantizeActivations(LongPass):
 
     ignore: Patterns = ()
     """Which of these to leave alone."""
+
+    lm_head: bool = False
+    """Whether to round what the projection that makes the logits reads, too."""
 
     @property
     def scheme(self) -> ActivationScheme:
@@ -88,18 +91,22 @@ class QuantizeActivations(LongPass):
             raise NotApplicable(f"{called}: {program.source.name} has no linear layer.")
         if problem := unmatched((*self.targets, *self.ignore), layers):
             raise NotApplicable(f"{called}: {problem}")
+        asked = {LINEAR, HEAD} if self.lm_head else {LINEAR}
         chosen = {
             reader: layer
             for layer in layers
-            if layer.roles == {LINEAR}
+            if layer.roles & asked
+            and layer.roles <= asked | {EMBEDDING}
             and layer.matches(self.targets)
             and not layer.matches(self.ignore)
             for reader in layer.node.users
+            if reader.target is torch.ops.aten.linear.default
         }
         if not chosen:
             raise NotApplicable(
                 f"{called}: targets and ignore leave no linear layer of {program.source.name}; "
-                "language-model heads, routers and embeddings are not for this pass."
+                "routers and embeddings are not for this pass, and language-model heads only with "
+                "lm_head: true."
             )
         for reader, layer in chosen.items():
             if reader.args[0].target is fake_quantize:  # type: ignore[union-attr]

@@ -108,6 +108,8 @@ def of_call(
     given = tuple(one for one in arguments if one is not None)
     if operator not in PURE or not given or len(given) < len(arguments):
         return None
+    if operator in _COMPARED and len(given) != 2:  # in a damaged file
+        return None
     settings = [f"{name}={value!r}" for name, value in sorted(attributes.items())]
     text = f"{operator}({', '.join([*(one.text for one in given), *settings])})"
     return Formula(text, truth, operator, given) if len(text) <= _LONGEST else None

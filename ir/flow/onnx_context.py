@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from planish.ir.errors import PlanishError
-from planish.ir.flow.call import Rule
+from planish.ir.flow.call import NotCovered, Rule
 from planish.ir.flow.graph import Node
 from planish.ir.flow.known import Known, Numbers
 from planish.ir.flow.onnx_cases import PURE, Case, Formula, of_call, of_floats, of_known
@@ -95,7 +95,10 @@ class Context:
     ) -> None:
         """Note how a public result comes about, and what it is in the case at hand."""
         if operator in PURE and value not in self.known:
-            arguments = [self.formula(one) for one in operands()]
+            try:
+                arguments = [self.formula(one) for one in operands()]
+            except NotCovered:  # a sequence, say, in a damaged file: no number follows from it
+                return
             found = of_call(operator, attributes, arguments, value.dtype == "BOOL")
             if found is not None:
                 self.note(value, found)

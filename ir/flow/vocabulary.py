@@ -95,6 +95,17 @@ class Reads(Expression):
     mixed: frozenset[int] = frozenset()
     law: Law | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse operands with more dimensions than the result: a call that does not fit.
+
+        Raises:
+            ValueError: if a dimension of an operand lies along none of the result's.
+        """
+        rank = len(self.shape)
+        for operand in self.operands:
+            if any(isinstance(tag, int) and not -rank <= tag < rank for tag in operand.tags):
+                raise ValueError(f"an operand of {len(operand.tags)} dimensions for one of {rank}")
+
 
 @dataclass(frozen=True, eq=False)
 class Reshape(Expression):

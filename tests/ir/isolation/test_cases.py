@@ -285,3 +285,16 @@ def test_an_input_that_is_all_of_one_request() -> None:
         Labels({"x": None}),
     ).findings
     assert (whose.kind, whose.node) == ("unknown", "x")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [*SIZE, node("SequenceConstruct", "x", "s"), node("Add", "t s", "y")],
+        [*SIZE, node("Greater", "t", "is"), branch("is", SQUEEZE, IDENTITY)],
+        [*SIZE, node("SkipLayerNormalization", "t x one", "y", domain="com.microsoft")],
+    ],
+    ids=["a sequence in place of a number", "one side of a comparison", "ranks that do not fit"],
+)
+def test_calls_that_do_not_fit_end_nothing(wrong: list[onnx.NodeProto]) -> None:
+    assert audited(wrong).verdict == "unproven"
