@@ -76,6 +76,7 @@ class Result:
         target: Target | None = None,
         opset_only: bool = False,
         gguf: bool = False,
+        gate: Sequence[int] = (),
         progress: Progress = silent,
     ) -> Result:
         """Write the artifact.
@@ -89,6 +90,8 @@ class Result:
             target: `"onnx"` or `"torch"`; the recipe's own word by default.
             opset_only: leave out the operators of `com.microsoft`.
             gguf: write `model.gguf` too, for llama.cpp.
+            gate: batch sizes at which no layer of the ONNX model may be slower than in floating
+                point: layers are timed here, and lowered dense where they are. Empty: no gate.
             progress: called with what is being done, 0 and 0.
 
         Returns:
@@ -96,6 +99,7 @@ class Result:
 
         Raises:
             planish.lowering.artifact.NotOurs: if the folder exists and is no artifact.
+            planish.gate.BadGate: if `gate` holds something that is no batch size.
             planish.lowering.artifact.NoSpace: if the disk has too little room.
             planish.lowering.onnx.UnsupportedOperator: if an operator has no ONNX form.
             planish.lowering.compressed_tensors.NotExpressible: if a GGUF file is asked for and
@@ -110,6 +114,7 @@ class Result:
             target=target or self.recipe.target,
             opset_only=opset_only,
             gguf=gguf,
+            gated=gate,
             progress=progress,
         )
         result: Result = made
@@ -193,6 +198,7 @@ def optimize(
     isolation: Isolation | None = None,
     opset_only: bool = False,
     gguf: bool = False,
+    gate: Sequence[int] = (),
     resume: str | Path | None = None,
     progress: Progress = silent,
 ) -> Result:
@@ -215,6 +221,9 @@ def optimize(
         opset_only: leave out the operators of `com.microsoft` that ONNX Runtime runs fast.
         gguf: write `model.gguf` too, for llama.cpp: of Llama-like models with weights in floating
             point or rounded to blocks that GGUF has.
+        gate: batch sizes, such as `(1, 4, 16)`, at which no layer may be slower than in floating
+            point: each kind of quantized layer is timed on this machine, and stays dense in the
+            ONNX model where it loses; notes and report say which. Empty: no gate.
         resume: a folder where `gptq` keeps each finished layer, so that a run that was interrupted
             goes on from there; it can be deleted afterwards.
         progress: called with what is being done, how many pieces of it are done, and of how many.
@@ -260,7 +269,9 @@ def optimize(
         )
     if output is None:
         return result
-    return result.save(output, target=target, opset_only=opset_only, gguf=gguf, progress=progress)
+    return result.save(
+        output, target=target, opset_only=opset_only, gguf=gguf, gate=gate, progress=progress
+    )
 
 
 def _hold(policy: Isolation, analysis: Analysis, what: str) -> None:

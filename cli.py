@@ -113,6 +113,15 @@ def convert(
     gguf: Annotated[
         bool, Option("--gguf", help="Write model.gguf too, for llama.cpp (Llama-like models).")
     ] = False,
+    gate: Annotated[
+        list[int] | None,
+        Option(
+            min=1,
+            help="A batch size at which no layer may be slower than in floating point: layers are "
+            "timed on this machine, and stay dense in the ONNX model where they lose. Give it "
+            "several times.",
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         Option(
@@ -130,7 +139,10 @@ def convert(
     from planish import commands
 
     shapes = tuple(input_shape or ())
-    chosen = commands.Conversion(target, samples, isolation, shapes, opset_only, resume, gguf)
+    sizes = tuple(gate or ())
+    chosen = commands.Conversion(
+        target, samples, isolation, shapes, opset_only, resume, gguf, sizes
+    )
     result = commands.convert(model, recipe, output, chosen, quiet=as_json)
     commands.show_result(result, as_json=as_json)
 

@@ -43,6 +43,7 @@ class Conversion:
     opset_only: bool = False
     resume: Path | None = None
     gguf: bool = False
+    gate: tuple[int, ...] = ()
 
 
 def resolve(model: str, input_shapes: Sequence[str] = ()) -> api.Model:
@@ -104,7 +105,8 @@ def convert(
             offered = ", ".join(word for word in allowed if word)
             raise BadUsage(f"{name} {value}: choose one of {offered}.")
     chosen = recipes.load(recipe)
-    with console.stages(1 + len(chosen.passes) + WRITING + options.gguf, quiet=quiet) as progress:
+    stages = 1 + len(chosen.passes) + WRITING + options.gguf + bool(options.gate)
+    with console.stages(stages, quiet=quiet) as progress:
         return api.optimize(
             resolve(model, options.input_shapes),
             chosen,
@@ -115,6 +117,7 @@ def convert(
             opset_only=options.opset_only,
             resume=options.resume,
             gguf=options.gguf,
+            gate=options.gate,
             progress=progress,
         )
 

@@ -6,13 +6,14 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from planish import __version__
+from planish.gate import Timing, slower_weights, time_layers, timings_json, told
 from planish.ir.compare import compare
 from planish.ir.isolation.programs import analyse_onnx, explain, labels_of, require
 from planish.ir.program import Program
@@ -53,6 +54,7 @@ def write(
     target: str,
     opset_only: bool,
     gguf: bool,
+    gated: Sequence[int],
     progress: Progress,
 ) -> Result:
     """Write a result's artifact; see `Result.save`."""
@@ -67,15 +69,23 @@ def write(
         if gguf:
             progress("write the GGUF file", 0, 0)
             files[GGUF] = write_gguf(program, result.original, staging / GGUF)
-        progress(f"lower to {target}", 0, 0)
+        timings: list[Timing] = []
         if target == ONNX:
-            lowered = lower(program, staging / ONNX, STANDARD if opset_only else CPU)
+            chosen = STANDARD if opset_only else CPU
+            if gated:
+                progress("time layers", 0, 0)
+                timings = time_layers(program, chosen, gated, progress)
+                notes += told(timings, gated)
+                chosen = dataclasses.replace(chosen, dense=slower_weights(timings, gated))
+            progress(f"lower to {target}", 0, 0)
+            lowered = lower(program, staging / ONNX, chosen)
             files[ONNX] = lowered.nbytes
             notes += lowered.notes
             if result.policy != "off":
                 progress("prove what was lowered", 0, 0)
                 result = _prove_lowered(result, staging)
         else:
+            progress(f"lower to {target}", 0, 0)
             program.save(staging / TORCH)
             files[TORCH] = _nbytes(staging / TORCH)
         result = dataclasses.replace(
@@ -86,7 +96,10 @@ def write(
         _write_manifest(result, staging, target)
         artifact.write_json(
             staging / MEASUREMENTS,
-            {"seconds": {step.name: step.seconds for step in result.steps}},
+            {
+                "seconds": {step.name: step.seconds for step in result.steps},
+                **({"gate": timings_json(timings)} if timings else {}),
+            },
         )
         progress("write the report", 0, 0)
         _write_report(staging)

@@ -37,7 +37,6 @@ def planish(method: str, model: str, tokens: torch.Tensor, out: Path) -> float:
         "gptq": [{"gptq": weights}],
         "awq": [{"awq": weights}, {"quantize_weights": weights}],
         "awq+gptq": [{"awq": weights}, {"gptq": weights}],
-        "rotate+gptq": [{"rotate": {}}, {"gptq": weights}],
     }
     samples = [{"input_ids": rows} for rows in tokens.split(BATCH)]
     start = time.perf_counter()

@@ -52,10 +52,11 @@ class Gptq(QuantizeWeights):
     """Whether columns with large inputs are rounded first, while there are others left to make up
     for them. Groups stay neighbours either way."""
 
-    exact_targets: bool = True
-    """Whether layers shall give what they give in the model as it was, for inputs that earlier
-    layers have changed, so that errors do not add up from layer to layer. Without, they shall give
-    what they give themselves for those inputs. Runs the model twice over the samples."""
+    drift_correction: float = Field(default=0.5, ge=0, le=1)
+    """How far layers are moved, before they are rounded, towards giving for inputs that earlier
+    layers have changed what they give in the model as it was, so that errors do not add up: 1 is
+    the least squares on the samples, which little text overfits; 0 leaves them, and runs the model
+    over the samples once instead of twice."""
 
     sweeps: int = Field(default=0, ge=0, le=10)
     """How often, once all columns are rounded, scales are fitted anew to the codes and each code
@@ -76,7 +77,7 @@ class Gptq(QuantizeWeights):
         }
 
         nodes = list(read_by)
-        for visit in walk(program, samples, nodes, tell=work.tell, exact=self.exact_targets):
+        for visit in walk(program, samples, nodes, tell=work.tell, exact=self.drift_correction > 0):
             together = [read_by[node] for node in visit.layers]
             matrices = [layer.matrix(program.tensors) for layer in together]
             rounded = self._kept(work, together, matrices)
@@ -136,7 +137,8 @@ class Gptq(QuantizeWeights):
         dead = moments.diagonal() == 0  # inputs that are always 0: their weights do not matter
         wide = torch.cat([one.float() for one in matrices]).masked_fill_(dead, 0)
         if exact:
-            wide = retargeted(wide, curvature, cross_moments(exact, inputs) - moments)
+            drift = cross_moments(exact, inputs) - moments
+            wide = retargeted(wide, curvature, self.drift_correction * drift)
         dtype = matrices[0].dtype
         weights = self.scheme.grouped(moments.diagonal()[None])
         factors = FACTORS if self.clip_search else (1.0,)

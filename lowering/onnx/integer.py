@@ -75,7 +75,9 @@ def _fits(b: Builder, weight: Any) -> bool:
     """Whether an integer kernel takes a weight: symmetric, with one scale a row."""
     if not _is_rounded(weight, dequantize):
         return False
-    _, stored = QuantizedTensor.read_by(weight, b.program.tensors)
+    name, stored = QuantizedTensor.read_by(weight, b.program.tensors)
+    if name in b.target.dense:
+        return False
     per_row = stored.scale.shape[-1] == 1 and len(stored.shape) == 2
     return per_row and stored.zero_point is None and not stored.scheme.floating
 
@@ -126,6 +128,8 @@ def _scale(b: Builder, x: ir.Value, stored: ir.Value | None, scheme: ActivationS
 
 def _fake_quantize(b: Builder, x: ir.Value, stored: ir.Value | None, _: bool) -> ir.Value:
     """The rounded value in floating point, for those who read no codes."""
+    if all(_is_dense(b, user) for user in b.node.users):
+        return x  # rounding costs time, and buys nothing where no kernel reads codes
     scheme = ActivationScheme.read_by(b.node)
     wide = b.cast(x, torch.float32)
     scale = _scale(b, wide, stored, scheme)
@@ -140,6 +144,15 @@ def _fake_quantize(b: Builder, x: ir.Value, stored: ir.Value | None, _: bool) ->
         rounded = b.op("Cast", narrow, to=_FLOAT)
     made = b.typed(b.op("Mul", rounded, scale), torch.float32, b.result_shape)
     return b.cast(made, b.result_dtype)
+
+
+def _is_dense(b: Builder, reader: fx.Node) -> bool:
+    """Whether a product is by a weight that is dense against the program's word."""
+    weight = reader.args[1] if reader.target is torch.ops.aten.linear.default else None
+    if not _is_rounded(weight, dequantize):
+        return False
+    name, _ = QuantizedTensor.read_by(weight, b.program.tensors)  # type: ignore[arg-type]
+    return name in b.target.dense
 
 
 ROUNDED: dict[Callable[..., Any], Emitter] = {fake_quantize: _fake_quantize}

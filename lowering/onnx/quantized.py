@@ -74,6 +74,8 @@ def blocks(b: Builder, argument: Any, kernel: str) -> Blocks | None:
     if not isinstance(argument, fx.Node) or argument.target is not dequantize:
         return None
     name, weight = QuantizedTensor.read_by(argument, b.program.tensors)
+    if name in b.target.dense:
+        return None
     size = _block_size(weight)
     fits = len(weight.shape) == 2 and size is not None and not weight.scheme.floating
     if kernel not in b.target.contrib or not fits or size is None:
@@ -218,6 +220,8 @@ def _standard(b: Builder, name: str, weight: QuantizedTensor, *, turned: bool) -
 
     Blocks have the sizes that ONNX Runtime's kernels know, where those divide the groups.
     """
+    if name in b.target.dense:
+        return _dense(b, name, weight, turned=turned)
     if weight.scheme.floating:
         return _widened(b, name, weight, turned=turned)
     group = _group_size(weight)
@@ -252,6 +256,20 @@ def _standard(b: Builder, name: str, weight: QuantizedTensor, *, turned: bool) -
         block_size=size,
     )
     return b.typed(made, weight.dtype, shape)
+
+
+def _dense(b: Builder, name: str, weight: QuantizedTensor, *, turned: bool) -> ir.Value:
+    """What a weight, or its transpose, stands for, in floating point."""
+    dtype = b.result_dtype
+
+    def contents() -> ir.TensorProtocol:
+        whole = weight.dequantize().to(dtype)
+        return TorchTensor(whole.mT.contiguous() if turned else whole)
+
+    kind = from_torch_dtype(dtype)
+    shape = (*weight.shape[:-2], *weight.shape[:-3:-1]) if turned else weight.shape
+    stored_dense = ir.LazyTensor(contents, kind, ir.Shape(shape))
+    return b.initializer(f"{name}.dense{'.T' if turned else ''}", stored_dense)
 
 
 def _widened(b: Builder, name: str, weight: QuantizedTensor, *, turned: bool) -> ir.Value:

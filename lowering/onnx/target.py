@@ -28,12 +28,14 @@ class Target:
         accuracy_level: of `MatMulNBits`: 4 rounds activations to 8 bits, a block at a time, which
             is what makes it fast; 1 computes in float32.
         merge: whether quantized projections of one input become one product, then split.
+        dense: names of quantized weights to store and multiply in floating point all the same.
     """
 
     contrib: frozenset[str]
     computes: tuple[tuple[torch.dtype, torch.dtype], ...] = ()
     accuracy_level: int = 4
     merge: bool = True
+    dense: frozenset[str] = frozenset()
 
     def dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype that stands for `dtype` in the model."""
