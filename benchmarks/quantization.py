@@ -119,7 +119,7 @@ def main() -> None:
             plain = row["perplexity"] if (tool, method) == ("planish", "rtn") else plain
             show(row, base, plain)
             rows.append(row)
-    keep(base, rows, given.samples, given.windows)
+            keep(base, rows, given.samples, given.windows)
 
 
 def keep(base: float, rows: list[dict[str, Any]], samples: int, windows: int) -> None:

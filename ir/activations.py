@@ -88,6 +88,6 @@ _LIBRARY.impl("fake_quantize", _fake_quantize, "CompositeExplicitAutograd")
 torch.library.register_fake("planish::fake_quantize", _fake_quantize_fake, lib=_LIBRARY)
 
 fake_quantize = torch.ops.planish.fake_quantize.default
-"""`fake_quantize(x [..., K], scale []?, dtype, per_token)`: x rounded to codes of `dtype` times a
-scale, symmetric, computed in float32, in the dtype of x. Without a scale, each row has that of its
-largest magnitude if `per_token`, else the whole tensor has one."""
+"""`fake_quantize(x [..., K], scale?, dtype, per_token)`: x rounded to codes of `dtype` times a
+scale, [] or what broadcasts to x, symmetric, computed in float32, in the dtype of x. Without a
+scale, each row has that of its largest magnitude if `per_token`, else the whole tensor has one."""

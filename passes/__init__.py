@@ -8,6 +8,7 @@ from planish.passes.gptq import Gptq
 from planish.passes.isolate import Isolate
 from planish.passes.mixed_precision import MixedPrecision
 from planish.passes.quantize_activations import QuantizeActivations
+from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rotate import Rotate
 from planish.passes.smooth_quant import SmoothQuant
@@ -21,6 +22,7 @@ __all__ = [
     "Isolate",
     "MixedPrecision",
     "QuantizeActivations",
+    "QuantizeScan",
     "QuantizeWeights",
     "Rotate",
     "SmoothQuant",
@@ -36,6 +38,7 @@ PASSES: dict[str, type[Pass]] = {
     "gptq": Gptq,
     "mixed_precision": MixedPrecision,
     "quantize_activations": QuantizeActivations,
+    "quantize_scan": QuantizeScan,
     "cast": Cast,
     "isolate": Isolate,
 }

@@ -64,13 +64,13 @@ def walk(
             memory.
     """
     place = {node: number for number, node in enumerate(program.graph.nodes)}
-    now = _Run(program, samples, place)
-    before = _Run(program, samples if exact else (), place)
+    now = Run(program, samples)
+    before = Run(program, samples if exact else ())
     done = 0
     for group in _groups(layers, place):
         source: Any = group[0].args[0]
         for run in (now, before):
-            run.until(place[group[0]])
+            run.until(group[0])
         visit = Visit(group, now.read(source), before.read(source))
         yield visit
         visit.inputs.clear()
@@ -88,21 +88,22 @@ def _groups(layers: Sequence[fx.Node], place: Mapping[fx.Node, int]) -> Iterator
     yield from groups.values()
 
 
-class _Run:
+class Run:
     """A program while it is run over samples, a stretch at a time.
 
     Attributes:
         weights: what to read instead of nodes of the graph.
     """
 
-    def __init__(
-        self, program: Program, samples: Sequence[Sample], place: Mapping[fx.Node, int]
-    ) -> None:
+    def __init__(self, program: Program, samples: Sequence[Sample]) -> None:
         self.weights: dict[fx.Node, Tensor] = {}
         self._program = program
-        self._nodes = list(place)
+        self._nodes = list(program.graph.nodes)
+        self._place = place = {node: number for number, node in enumerate(self._nodes)}
+        # What is only returned, such as caches, is not waited for.
         self._last = {
-            node: max((place[user] for user in node.users), default=-1) for node in self._nodes
+            node: max((place[user] for user in node.users if user.op != "output"), default=-1)
+            for node in self._nodes
         }
         self._feeds = [
             {spec.name: sample[spec.name] for spec in program.inputs} for sample in samples
@@ -114,8 +115,9 @@ class _Run:
         """The value of a node, for each sample."""
         return [values[node] for values in self._values]
 
-    def until(self, stop: int) -> None:
-        """Compute the nodes before the one at `stop`, and forget what none from there on reads."""
+    def until(self, node: fx.Node) -> None:
+        """Compute what comes before a node, and forget what none from there on reads."""
+        stop = self._place[node]
         stretch = self._nodes[self._at : stop]
         for feeds, values in zip(self._feeds, self._values, strict=True):
             self._compute(stretch, feeds, values)

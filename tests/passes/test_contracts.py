@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.ir.capture.export import from_module
+from planish.ir.ops import selective_scan
 from planish.ir.program import Program
 from planish.ir.shapes import well_formed
 from planish.passes import PASSES, name_of
@@ -24,6 +25,7 @@ from planish.passes.isolate import Isolate
 from planish.passes.mixed_precision import MixedPrecision
 from planish.passes.pipeline import apply, relative_error
 from planish.passes.quantize_activations import QuantizeActivations
+from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rotate import Rotate
 from planish.passes.smooth_quant import SmoothQuant
@@ -72,7 +74,30 @@ class Streamed(nn.Module):
         return y
 
 
-MODULES: dict[str, type[nn.Module]] = {"isolate": Leaking, "rotate": Streamed}
+class Scanned(nn.Module):
+    """A selective scan, from its projections to its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.put, self.steps, self.read = nn.Linear(32, 32), nn.Linear(32, 4), nn.Linear(32, 16)
+        self.rates = nn.Parameter(torch.rand(4, 1))
+        self.skip = nn.Parameter(torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        put = self.put(x).unflatten(-1, (4, 8))
+        states = self.read(x).unflatten(-1, (2, 1, 8))
+        b, c = states.unbind(2)
+        dt = nn.functional.softplus(self.steps(x))
+        empty = x.new_zeros(x.shape[0], 4, 8, 8)
+        y: Tensor = selective_scan(put, dt, -self.rates.exp(), b, c, self.skip, empty)[0]
+        return y.flatten(2)
+
+
+MODULES: dict[str, type[nn.Module]] = {
+    "isolate": Leaking,
+    "rotate": Streamed,
+    "quantize_scan": Scanned,
+}
 """What a pass is tried on where it has nothing to do in `Mixed`."""
 
 
@@ -106,6 +131,7 @@ CASES: dict[str, tuple[Pass, ...]] = {
         QuantizeActivations(type="float"),
         QuantizeActivations(dynamic=False),
     ),
+    "quantize_scan": (QuantizeScan(), QuantizeScan(head_clusters=1, channel_clusters=2)),
     "mixed_precision": (  # one format for each width, so that shapes alone suffice
         MixedPrecision(Target(bits=10.0), (Candidate(8, 32),)),
         MixedPrecision(Target(loss=1.0), (Candidate(4, None, False),), algorithm="gptq"),
@@ -126,6 +152,7 @@ NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
     ),
     "gptq": lambda given: (Gptq(bits=4, group_size=32, ignore=("Linear",)), given),
     "quantize_activations": lambda given: (QuantizeActivations(ignore=("Linear",)), given),
+    "quantize_scan": lambda given: (QuantizeScan(), QuantizeScan()(given)),
     "mixed_precision": lambda given: (
         MixedPrecision(Target(bits=4.0), ignore=("Linear",)),
         given,
@@ -139,7 +166,7 @@ ERROR = {
     **dict.fromkeys(("fuse_conv_bn", "smooth_quant", "awq", "rotate"), 1e-6),
     **dict.fromkeys(("quantize_weights", "gptq", "mixed_precision"), 0.2),
     **dict.fromkeys(("cast", "isolate"), 0.02),
-    "quantize_activations": 0.05,
+    **dict.fromkeys(("quantize_activations", "quantize_scan"), 0.05),
 }
 """What each may cost on this program."""
 

@@ -23,7 +23,7 @@ from planish.passes.gptq import Gptq
 from planish.passes.pipeline import relative_error
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rounding import FACTORS, parameters
-from planish.passes.sequential import cross_moments, second_moments, walk
+from planish.passes.sequential import Run, cross_moments, second_moments, walk
 from support.captured import captured
 
 aten = torch.ops.aten
@@ -143,6 +143,18 @@ def test_nothing_behind_the_last_layer_is_computed(program: Program) -> None:
     object.__setattr__(one, "tensors", Watched(program.tensors))
     assert len(list(walk(one, one.calibration, layers))) == 1
     assert called == []
+
+
+def test_what_is_only_returned_is_not_kept() -> None:
+    program = captured("llama")[1]
+    run = Run(program, program.samples[:1])
+    *_, head = program.graph.find_nodes(op="call_function", target=aten.linear.default)
+    run.until(head)
+    (kept,) = vars(run)["_values"]
+    caches = set(program.output_nodes[1:])
+    assert len(caches) == 4
+    assert not caches & set(kept)
+    assert head.args[0] in kept
 
 
 @pytest.fixture

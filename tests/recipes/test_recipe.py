@@ -119,12 +119,14 @@ ZOO = [
     "fold",
     "fp8",
     "isolate",
+    "mamba-w8a8",
     "w4a16",
     "w4a16-awq",
     "w4a16-gptq",
     "w4a8",
     "w8a16",
     "w8a8",
+    "w8a8-cpu",
 ]
 
 

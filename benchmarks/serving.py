@@ -1,0 +1,154 @@
+"""One artifact on the CPU, prompts and tokens: 8 bits beside float32, 4 bits and onnxruntime-genai.
+
+    python benchmarks/serving.py [--rounds 7] [--artifacts FOLDER]
+
+SmolLM2-135M-Instruct reads a prompt of 256 tokens and is then given 32 tokens one by one, at batch
+1, 4 and 16; all sides take turns in one process. Where `onnxruntime_genai` can be imported, its own
+int4 model of the same weights (`onnxruntime_genai.models.builder -p int4 -e cpu`) takes part, at
+batch 1. Perplexity is of the first 8,192 tokens of WikiText-2's test set, windows of 1,024, by the
+ONNX models themselves. Figures go to `benchmarks/results/serving.json`; with --artifacts the
+folders made on the way are kept, and found again.
+"""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+import planish
+from planish import assets
+from planish.runtime.evaluate import evaluate
+from planish.runtime.machine import recent_load, this_machine
+from planish.runtime.session import Session
+from planish.runtime.timing import Phase, Round, in_turns, language_round, random_tokens
+
+RESULTS = Path(__file__).parent / "results" / "serving.json"
+RECIPES: dict[str, Any] = {
+    "float32": [],
+    "w8a8": "w8a8",
+    "w8a8-cpu": "w8a8-cpu",
+    "w4a16": "w4a16",
+}
+BATCHES, PROMPT, NEW = (1, 4, 16), 256, 32
+TOKENS = 8192
+
+
+def artifacts(folder: Path) -> dict[str, Path]:
+    """Convert with each recipe, unless that was done before."""
+    text = assets.fetch("wikitext2") / "validation.parquet"
+    for name, recipe in RECIPES.items():
+        if not (folder / name / "planish.json").is_file():
+            print(f"convert {name}", flush=True)
+            planish.optimize(assets.smollm2(), recipe, samples=text, output=folder / name)
+    return {name: folder / name for name in RECIPES}
+
+
+def genai_round(folder: Path, tokens: Any) -> Round:
+    """The same rounds for onnxruntime-genai, which keeps its cache itself."""
+    import onnxruntime_genai as genai  # noqa: PLC0415
+
+    if not (folder / "genai_config.json").is_file():
+        builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+        options = ["-i", str(assets.smollm2()), "-o", str(folder), "-p", "int4", "-e", "cpu"]
+        subprocess.run([*builder, *options], check=True, stdout=subprocess.DEVNULL)
+    model = genai.Model(str(folder))
+    given = tokens.astype(np.int32)
+
+    def run() -> dict[Phase, float]:
+        options = genai.GeneratorParams(model)
+        options.set_search_options(max_length=given.shape[1] + 1, batch_size=1)
+        warm = genai.Generator(model, options)
+        warm.append_tokens(given[:, :1])
+        generator = genai.Generator(model, options)
+        started = perf_counter()
+        generator.append_tokens(given[:, :PROMPT])
+        read = perf_counter()
+        for at in range(PROMPT, given.shape[1]):
+            generator.append_tokens(given[:, at : at + 1])
+        return {"prefill": read - started, "decode": perf_counter() - read}
+
+    return run
+
+
+def speeds(folders: dict[str, Path], genai: Path | None, rounds: int) -> list[dict[str, Any]]:
+    """Seconds of each side, by batch and phase, and how often float32's speed each has."""
+    found = []
+    for batch in BATCHES:
+        sessions = {name: Session.open(path) for name, path in folders.items()}
+        tokens = random_tokens(sessions["float32"], batch, PROMPT + NEW)
+        sides: dict[str, Callable[[], dict[Phase, float]]] = {
+            name: partial(language_round, one, tokens, PROMPT) for name, one in sessions.items()
+        }
+        if genai is not None and batch == 1:
+            sides["onnxruntime-genai int4"] = genai_round(genai, tokens)
+        times = dict(zip(sides, in_turns([*sides.values()], rounds, lambda: None), strict=True))
+        phases: tuple[tuple[Phase, int], ...] = (("prefill", PROMPT), ("decode", NEW))
+        for phase, count in phases:
+            base = [one[phase] for one in times["float32"]]
+            for name, taken in times.items():
+                seconds = [one[phase] for one in taken]
+                ratios = [float32 / own for float32, own in zip(base, seconds, strict=True)]
+                row = {
+                    "batch": batch,
+                    "phase": phase,
+                    "side": name,
+                    "tokens_per_second": batch * count / median(seconds),
+                    "times_float32": median(ratios),
+                    "lowest": min(ratios),
+                    "highest": max(ratios),
+                    "seconds": seconds,
+                }
+                print(
+                    f"batch {batch:2} {phase:8} {name:24} {row['tokens_per_second']:8.1f} tokens/s "
+                    f"{row['times_float32']:5.2f}x ({row['lowest']:.2f} to {row['highest']:.2f})",
+                    flush=True,
+                )
+                found.append(row)
+    return found
+
+
+def main() -> None:
+    """Convert, time, judge, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--artifacts", type=Path, help="a folder to keep, and find, artifacts in")
+    given = parser.parse_args()
+    has_genai = importlib.util.find_spec("onnxruntime_genai") is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = given.artifacts or Path(scratch)
+        folders = artifacts(folder)
+        genai = folder / "genai" if has_genai else None
+        load = recent_load()
+        rows = speeds(folders, genai, given.rounds)
+        text = assets.fetch("wikitext2") / "test.parquet"
+        judged = {}
+        for name, path in folders.items():
+            session = Session.open(path)
+            judged[name] = {
+                "perplexity": evaluate(session, text, max_tokens=TOKENS).perplexity.value,
+                "onnx_bytes": sum(one.stat().st_size for one in (path / "onnx").iterdir()),
+                "isolation": session.manifest["isolation"],
+            }
+            print(name, json.dumps(judged[name]), flush=True)
+    result = {
+        "machine": asdict(this_machine()),
+        "load_at_start": load,
+        "rows": rows,
+        "artifacts": judged,
+    }
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
