@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from planish import recipes, release
+from planish.gate import check_gate
 from planish.ir.capture.export import from_module
 from planish.ir.capture.huggingface import capture_model, from_checkpoint
 from planish.ir.errors import PlanishError
@@ -99,7 +100,8 @@ class Result:
 
         Raises:
             planish.lowering.artifact.NotOurs: if the folder exists and is no artifact.
-            planish.gate.BadGate: if `gate` holds something that is no batch size.
+            planish.gate.BadGate: if `gate` holds something that is no batch size, or the target
+                is not ONNX.
             planish.lowering.artifact.NoSpace: if the disk has too little room.
             planish.lowering.onnx.UnsupportedOperator: if an operator has no ONNX form.
             planish.lowering.compressed_tensors.NotExpressible: if a GGUF file is asked for and
@@ -240,8 +242,9 @@ def optimize(
             "isolation: bitwise is not available yet; enforce proves that no request changes "
             "another's values, up to how kernels round."
         )
-    if output is not None:
-        check_target(Path(output))  # before any work
+    if output is not None:  # before any work
+        check_target(Path(output))
+        check_gate(gate, target or chosen.target)
     progress("capture", 0, 0)
     original = capture(model, inputs)
     if gguf:

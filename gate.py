@@ -43,7 +43,7 @@ ROUNDS, ENOUGH = 7, 0.01
 
 
 class BadGate(PlanishError):
-    """Batch sizes that are none."""
+    """A gate that cannot be: its batch sizes are none, or nothing is lowered to ONNX."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,20 @@ class Timing:
         return self.seconds > TOLERANCE * self.dense
 
 
+def check_gate(batch_sizes: Sequence[int], target: str) -> None:
+    """Refuse a gate that cannot be, before any work.
+
+    Raises:
+        BadGate: if a batch size is no positive number, or the target is another than `"onnx"`.
+    """
+    if any(size < 1 for size in batch_sizes):
+        raise BadGate(f"gate: {list(batch_sizes)} are no batch sizes; give some such as 1, 4, 16.")
+    if batch_sizes and target != "onnx":
+        raise BadGate(
+            f"gate: it times layers of ONNX models, and the target is {target}; leave one out."
+        )
+
+
 def time_layers(
     program: Program, target: Target, batch_sizes: Sequence[int], progress: Progress = silent
 ) -> list[Timing]:
@@ -80,12 +94,7 @@ def time_layers(
         target: what for.
         batch_sizes: of decoding: rows that are multiplied at once.
         progress: told the kinds done, and how many there are.
-
-    Raises:
-        BadGate: if there is no batch size, or one is no positive number.
     """
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise BadGate(f"gate: {list(batch_sizes)} are no batch sizes; give some, such as 1,4,16.")
     kinds: dict[Hashable, list[list[fx.Node]]] = {}
     for group in _together(program):
         kinds.setdefault(_kind(program, group), []).append(group)

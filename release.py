@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from planish import __version__
-from planish.gate import Timing, slower_weights, time_layers, timings_json, told
+from planish.gate import Timing, check_gate, slower_weights, time_layers, timings_json, told
 from planish.ir.compare import compare
 from planish.ir.isolation.programs import analyse_onnx, explain, labels_of, require
 from planish.ir.program import Program
@@ -59,6 +59,7 @@ def write(
 ) -> Result:
     """Write a result's artifact; see `Result.save`."""
     program = result.program
+    check_gate(gated, target)
     artifact.check_target(folder)
     # Checkpoint and lowering hold each tensor once; GGUF has in float32 what is not quantized.
     extra = 4 * sum(tensor.numel() for tensor in program.tensors.values()) if gguf else 0

@@ -6,8 +6,9 @@
 PYTHON is the interpreter of a virtual environment that has the tool. All start from the same
 float32 checkpoint and the same samples (WikiText-2 validation, 512 tokens each), are asked for
 symmetric int4 in groups of 64 of all linear layers but the head, and are judged on windows of 1,024
-tokens of WikiText-2's test set, which no tool saw. Each runs in a process of its own, one after the
-other: seconds are those of the quantization alone, memory is the process's peak.
+tokens of WikiText-2's test set, which no tool saw. Planish's `gptq-plain` is its `gptq` without
+drift correction, the algorithm that the others have. Each runs in a process of its own, one after
+the other: seconds are those of the quantization alone, memory is the process's peak.
 
 Figures go to `benchmarks/results/quantization.json`; those of a run without some tool stay.
 """
@@ -32,7 +33,7 @@ RESULTS = Path(__file__).parent / "results" / "quantization.json"
 DRIVER = Path(__file__).parent / "quantization_tools.py"
 
 METHODS = {
-    "planish": ("rtn", "rtn+search", "gptq", "awq", "awq+gptq"),
+    "planish": ("rtn", "rtn+search", "gptq", "gptq-plain", "awq", "awq+gptq"),
     "llmcompressor": ("gptq", "awq"),
     "gptqmodel": ("gptq",),
 }

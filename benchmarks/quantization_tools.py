@@ -35,6 +35,7 @@ def planish(method: str, model: str, tokens: torch.Tensor, out: Path) -> float:
         "rtn": [{"quantize_weights": {**weights, "clip_search": False}}],
         "rtn+search": [{"quantize_weights": weights}],
         "gptq": [{"gptq": weights}],
+        "gptq-plain": [{"gptq": {**weights, "drift_correction": 0}}],
         "awq": [{"awq": weights}, {"quantize_weights": weights}],
         "awq+gptq": [{"awq": weights}, {"gptq": weights}],
     }

@@ -2,7 +2,8 @@
 
 The graph is run once over all samples, a stretch of nodes at a time: up to the first layer that is
 not yet done, whose input is then known for every sample. What is kept between stretches is what
-later nodes read, so memory is a few activations a sample, not a model's worth of them.
+later nodes read, so memory is a few activations a sample, not a model's worth of them; beyond a
+quarter of the machine's memory they lie in files.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from planish.ir.program import Program, Sample
+from planish.passes.spill import is_spilled, memory_size, spilled
 from planish.passes.work import UNSEEN
+
+LIMIT = memory_size() // 4
+"""Bytes of activations that a run keeps in memory; more lie in unnamed temporary files."""
+
+SMALL = 1 << 16
+"""Bytes of a tensor that is not worth a file."""
 
 STRIP = 192
 """Rows of the second moments that are computed at once."""
@@ -122,8 +130,15 @@ class Run:
         for feeds, values in zip(self._feeds, self._values, strict=True):
             self._compute(stretch, feeds, values)
             self._forget(values, stop)
+            self._spill(values)
         self._forget(self.weights, stop)
         self._at = stop
+
+    def _spill(self, values: dict[fx.Node, Value]) -> None:
+        """Move the tensors of one sample to files, where all samples hold more than `LIMIT`."""
+        held = [one for known in self._values for node, one in known.items() if _counts(node, one)]
+        if sum(tensor.nbytes for tensor in held) > LIMIT:
+            values |= {node: spilled(one) for node, one in values.items() if _counts(node, one)}
 
     def _forget(self, values: dict[fx.Node, Any], stop: int) -> None:
         for node in [one for one in values if self._last[one] < stop]:
@@ -149,6 +164,13 @@ class Run:
                 arguments = map_arg(node.args, value)
                 options = map_arg(node.kwargs, value)
                 values[node] = node.target(*arguments, **options)  # type: ignore[operator]
+
+
+def _counts(node: fx.Node, value: Value) -> bool:
+    """Whether a value is a tensor in memory, not expanded from fewer numbers, worth a file."""
+    if node.op == "placeholder" or not isinstance(value, Tensor) or is_spilled(value):
+        return False
+    return SMALL < value.nbytes <= value.untyped_storage().nbytes()
 
 
 def second_moments(inputs: Sequence[Tensor]) -> tuple[Tensor, int]:

@@ -126,3 +126,15 @@ def test_batch_sizes_that_are_none(sizes: tuple[int, ...], tmp_path: Path) -> No
             Mlp().eval(), INT4, inputs=torch.randn(2, 64), output=tmp_path / "out", gate=sizes
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gate_without_an_onnx_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadGate, match="the target is torch; leave one out"):
+        planish.optimize(
+            Mlp().eval(),
+            INT4,
+            inputs=torch.randn(2, 64),
+            output=tmp_path / "out",
+            target="torch",
+            gate=(1,),
+        )

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from planish.ir.capture.export import from_module
 from planish.ir.program import Program
 from planish.ir.quant import QuantScheme
+from planish.passes import sequential
 from planish.passes.compensation import (
     Curvature,
     Rounding,
@@ -24,6 +25,7 @@ from planish.passes.pipeline import relative_error
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rounding import FACTORS, parameters
 from planish.passes.sequential import Run, cross_moments, second_moments, walk
+from planish.passes.spill import is_spilled, spilled
 from support.captured import captured
 
 aten = torch.ops.aten
@@ -155,6 +157,33 @@ def test_what_is_only_returned_is_not_kept() -> None:
     assert len(caches) == 4
     assert not caches & set(kept)
     assert head.args[0] in kept
+
+
+def test_what_does_not_fit_lies_in_files(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Gptq(bits=4, group_size=32)(program)
+    moved = []
+
+    def counted(tensor: Tensor) -> Tensor:
+        moved.append(tensor)
+        return spilled(tensor)
+
+    monkeypatch.setattr(sequential, "spilled", counted)
+    assert not moved
+    monkeypatch.setattr(sequential, "LIMIT", 0)
+    monkeypatch.setattr(sequential, "SMALL", 0)
+    again = Gptq(bits=4, group_size=32)(program)
+    assert len(moved) >= len(program.calibration)
+    assert all(torch.equal(again.tensors[name], kept.tensors[name]) for name in kept.tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.int64])
+def test_a_tensor_in_a_file_holds_the_same(dtype: torch.dtype) -> None:
+    tensor = (torch.randn(3, 4, 5) * 9).to(dtype).transpose(0, 1)
+    moved = spilled(tensor)
+    assert torch.equal(moved, tensor)
+    assert (moved.shape, moved.dtype) == (tensor.shape, dtype)
+    assert is_spilled(moved)
+    assert not is_spilled(tensor)
 
 
 @pytest.fixture
