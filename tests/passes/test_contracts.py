@@ -152,7 +152,7 @@ NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
     ),
     "gptq": lambda given: (Gptq(bits=4, group_size=32, ignore=("Linear",)), given),
     "quantize_activations": lambda given: (QuantizeActivations(ignore=("Linear",)), given),
-    "quantize_scan": lambda given: (QuantizeScan(), QuantizeScan()(given)),
+    "quantize_scan": lambda given: (QuantizeScan(), given),
     "mixed_precision": lambda given: (
         MixedPrecision(Target(bits=4.0), ignore=("Linear",)),
         given,
