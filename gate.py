@@ -8,8 +8,9 @@ A kind of layer whose kernel loses at one of the batch sizes asked for is lowere
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -29,6 +30,7 @@ from planish.ir.sizes import Size, SymbolicShapes
 from planish.lowering.onnx.lower import MODEL_FILE, lower
 from planish.lowering.onnx.target import Target
 from planish.runtime.ort_backend import OnnxBackend
+from planish.runtime.timing import Phase, in_turns
 
 aten = torch.ops.aten
 
@@ -184,24 +186,20 @@ def _timed(
         for count in rows:
             drawn = random.standard_normal((count, 1, int(spec.shape[-1])))
             feeds = {"x": drawn.astype(dtype)}
-            calls = [lambda side=side, feeds=feeds: side.run(feeds) for side in sides]
-            first, second = _in_turns(calls)
+            rounds = [partial(_round, side, feeds) for side in sides]
+            times = in_turns(rounds, ROUNDS, lambda: None)
+            first, second = (median(one["forward"] for one in side) for side in times)
             found.append((first, second))
     return found
 
 
-def _in_turns(calls: Sequence[Callable[[], Any]]) -> list[float]:
-    """The median seconds of each call, after one that is not timed."""
-    times: list[list[float]] = [[] for _ in calls]
-    for turn in range(ROUNDS + 1):
-        for place, call in enumerate(calls):
-            started, count = perf_counter(), 0
-            while perf_counter() - started < ENOUGH or not count:
-                call()
-                count += 1
-            if turn:
-                times[place].append((perf_counter() - started) / count)
-    return [median(found) for found in times]
+def _round(side: OnnxBackend, feeds: Mapping[str, Any]) -> dict[Phase, float]:
+    """Seconds of one call: the mean of as many as `ENOUGH` seconds hold."""
+    started, calls = perf_counter(), 0
+    while perf_counter() - started < ENOUGH or not calls:
+        side.run(feeds)
+        calls += 1
+    return {"forward": (perf_counter() - started) / calls}
 
 
 def _alone(program: Program, group: Sequence[fx.Node]) -> Program:
