@@ -70,15 +70,15 @@ def write(
         if gguf:
             progress("write the GGUF file", 0, 0)
             files[GGUF] = write_gguf(program, result.original, staging / GGUF)
+        chosen = STANDARD if opset_only else CPU
         timings: list[Timing] = []
+        if gated:
+            progress("time layers", 0, 0)
+            timings = time_layers(program, chosen, gated, progress)
+            notes += told(timings, gated)
+            chosen = dataclasses.replace(chosen, dense=slower_weights(timings, gated))
+        progress(f"lower to {target}", 0, 0)
         if target == ONNX:
-            chosen = STANDARD if opset_only else CPU
-            if gated:
-                progress("time layers", 0, 0)
-                timings = time_layers(program, chosen, gated, progress)
-                notes += told(timings, gated)
-                chosen = dataclasses.replace(chosen, dense=slower_weights(timings, gated))
-            progress(f"lower to {target}", 0, 0)
             lowered = lower(program, staging / ONNX, chosen)
             files[ONNX] = lowered.nbytes
             notes += lowered.notes
@@ -86,7 +86,6 @@ def write(
                 progress("prove what was lowered", 0, 0)
                 result = _prove_lowered(result, staging)
         else:
-            progress(f"lower to {target}", 0, 0)
             program.save(staging / TORCH)
             files[TORCH] = _nbytes(staging / TORCH)
         result = dataclasses.replace(
