@@ -10,6 +10,7 @@ for the coordinate descent.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -56,19 +57,22 @@ class Curvature:
         if not bool(torch.isfinite(moments).all()):
             return None
         diagonal = moments.diagonal()
-        columns = len(moments)
-        order = diagonal.argsort(descending=True) if by_size else torch.arange(columns)
+        order = diagonal.argsort(descending=True) if by_size else torch.arange(len(moments))
         filled = moments + torch.diag((diagonal == 0).to(moments.dtype))
-        ordered = filled[order][:, order]
-        mean = float(diagonal.mean())
-        for times in DAMPENINGS:
-            damped = ordered + torch.eye(columns) * (dampening * times * mean)
-            lower, failed = torch.linalg.cholesky_ex(damped)
+        for damped, lower in _factored(filled[order][:, order], dampening * float(diagonal.mean())):
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
-                upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-                if not failed:
-                    return cls(order, damped, upper)
+                return cls(order, damped, upper)
         return None
+
+
+def _factored(moments: Tensor, added: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Moments dampened ever more where that has to be, and their lower Cholesky factors."""
+    for times in DAMPENINGS:
+        damped = moments + torch.eye(len(moments)) * (added * times)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            yield damped, lower
 
 
 @dataclass(frozen=True)
@@ -96,20 +100,22 @@ class Rounding:
         return (centred * self.scale.unsqueeze(-1)).flatten(-2)
 
 
-def retargeted(matrix: Tensor, curvature: Curvature, drift: Tensor) -> Tensor:
-    """The matrix that gives, for the inputs there are, most nearly what this one gives for others.
+def drift(cross: Tensor, moments: Tensor, dampening: float) -> Tensor | None:
+    """D, with which x̂ + D x̂ is the nearest there is to x, by least squares, [K, K].
 
-    With inputs X̂ and the others X it is W + W (X - X̂) X̂ᵀ H⁻¹, the least squares of W X - W' X̂;
-    that H is dampened holds it to W.
+    A layer W that reads x̂ where it read x gives nearly what it gave as W + W D. That the moments
+    are dampened holds it to W. None where they are not finite or stay singular.
 
     Args:
-        matrix: W, float32 [N, K].
-        curvature: of X̂.
-        drift: (X - X̂) X̂ᵀ, float32 [K, K].
+        cross: Σ x x̂ᵀ, float32 [K, K].
+        moments: Σ x̂ x̂ᵀ.
+        dampening: what is added to its diagonal, as a share of its mean.
     """
-    place = curvature.order.argsort()
-    inverse = (curvature.upper.T @ curvature.upper)[place][:, place]
-    return matrix + matrix @ drift @ inverse
+    if not bool(torch.isfinite(cross).all() and torch.isfinite(moments).all()):
+        return None
+    for _, lower in _factored(moments, dampening * float(moments.diagonal().mean())):
+        return torch.cholesky_solve((cross - moments).T, lower).T
+    return None
 
 
 def compensated(

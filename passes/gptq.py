@@ -17,16 +17,20 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from planish.ir.program import Program
+from planish.ir.program import Program, Sample
 from planish.ir.quant import QuantizedTensor
-from planish.passes.compensation import Curvature, compensated, fitted, retargeted, revisited
+from planish.passes.compensation import Curvature, compensated, drift, fitted, revisited
 from planish.passes.contract import OPTIONS, Contract
-from planish.passes.inputs import samples_of
+from planish.passes.inputs import samples_of, spread
 from planish.passes.layers import LINEAR, Layer, layers_of
 from planish.passes.quantize_weights import QuantizeWeights, Rounded
 from planish.passes.rounding import FACTORS, parameters, round_to_nearest
 from planish.passes.sequential import cross_moments, second_moments, walk
 from planish.passes.work import UNSEEN, Work
+
+DRIFT_TOKENS = 16_384
+"""On about so many tokens drift is measured: running the unchanged model beside is half the work,
+and its least squares have a column's worth of unknowns, not a model's."""
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -55,8 +59,8 @@ class Gptq(QuantizeWeights):
     drift_correction: float = Field(default=0.5, ge=0, le=1)
     """How far layers are moved, before they are rounded, towards giving for inputs that earlier
     layers have changed what they give in the model as it was, so that errors do not add up: 1 is
-    the least squares on the samples, which little text overfits; 0 leaves them, and runs the model
-    over the samples once instead of twice."""
+    the least squares on some of the samples, which little text overfits; 0 leaves them. What
+    layers read counts as it is before `quantize_activations`, too, where that came first."""
 
     sweeps: int = Field(default=0, ge=0, le=10)
     """How often, once all columns are rounded, scales are fitted anew to the codes and each code
@@ -66,7 +70,6 @@ class Gptq(QuantizeWeights):
     def _rounded(self, program: Program, layers: list[Layer], work: Work) -> Mapping[str, Rounded]:
         if any(tensor.is_meta for tensor in program.tensors.values()):
             return super()._rounded(program, layers, work)  # only sizes are asked for
-        samples = samples_of(program, self.called)
         names = {layer.name for layer in layers}
         own = [layer for layer in layers_of(program.graph, program) if layer.name in names]
         read_by = {layer.first_reader: layer for layer in own if LINEAR in layer.roles}
@@ -76,8 +79,8 @@ class Gptq(QuantizeWeights):
             for name, one in super()._rounded(program, others, UNSEEN).items()
         }
 
-        nodes = list(read_by)
-        for visit in walk(program, samples, nodes, tell=work.tell, exact=self.drift_correction > 0):
+        samples, compared = self._samples(program)
+        for visit in walk(program, samples, [*read_by], tell=work.tell, compared=compared):
             together = [read_by[node] for node in visit.layers]
             matrices = [layer.matrix(program.tensors) for layer in together]
             rounded = self._kept(work, together, matrices)
@@ -88,6 +91,13 @@ class Gptq(QuantizeWeights):
                 found[layer.name] = one
                 visit.weights[layer.node] = one.tensor.dequantize()
         return found
+
+    def _samples(self, program: Program) -> tuple[list[Sample], int]:
+        """All samples, first those on which drift is measured, and how many these are."""
+        samples = samples_of(program, self.called)
+        first = spread(samples, DRIFT_TOKENS) if self.drift_correction else []
+        taken = {id(sample) for sample in first}
+        return [*first, *(one for one in samples if id(one) not in taken)], len(first)
 
     def _kept(
         self, work: Work, layers: list[Layer], matrices: list[Tensor]
@@ -126,7 +136,12 @@ class Gptq(QuantizeWeights):
         self, matrices: list[Tensor], inputs: list[Tensor], exact: list[Tensor]
     ) -> list[Rounded]:
         """Layers that read one value: matrices [N, K], rounded as one with all their rows."""
-        moments, rows = second_moments(inputs)
+        moments, rows = second_moments(inputs[len(exact) :], inputs[0].shape[-1])
+        drifted = None
+        if exact:
+            part, more = second_moments(inputs[: len(exact)])
+            drifted = drift(cross_moments(exact, inputs[: len(exact)]), part, self.dampening)
+            moments, rows = moments + part, rows + more
         curvature = Curvature.of(moments, self.dampening, self.activation_order)
         if curvature is None:
             note = "; its inputs' second moments are singular: rounded to nearest"
@@ -136,9 +151,8 @@ class Gptq(QuantizeWeights):
             ]
         dead = moments.diagonal() == 0  # inputs that are always 0: their weights do not matter
         wide = torch.cat([one.float() for one in matrices]).masked_fill_(dead, 0)
-        if exact:
-            drift = cross_moments(exact, inputs) - moments
-            wide = retargeted(wide, curvature, self.drift_correction * drift)
+        if drifted is not None:
+            wide = wide.addmm(wide, drifted, alpha=self.drift_correction)
         dtype = matrices[0].dtype
         weights = self.scheme.grouped(moments.diagonal()[None])
         factors = FACTORS if self.clip_search else (1.0,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,6 +33,15 @@ def samples_of(program: Program, called: str) -> tuple[Sample, ...]:
     raise NotApplicable(
         f"{called}: there are no calibration samples; pass --samples FILE or samples=."
     )
+
+
+def spread(samples: Sequence[Sample], tokens: int) -> list[Sample]:
+    """Samples evenly spaced with about so many tokens; all, if they are not of tokens."""
+    if not samples or "input_ids" not in samples[0]:
+        return list(samples)
+    whole = sum(sample["input_ids"].numel() for sample in samples)
+    count = max(1, min(len(samples), round(len(samples) * tokens / max(whole, 1))))
+    return [samples[place * len(samples) // count] for place in range(count)]
 
 
 def observed(

@@ -19,10 +19,10 @@ from planish.passes.choice import Candidate, Choice, Target, Trades
 from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.fisher import LOGITS
 from planish.passes.gptq import Gptq
-from planish.passes.inputs import samples_of
+from planish.passes.inputs import samples_of, spread
 from planish.passes.layers import Patterns
 from planish.passes.quantize_weights import QuantizeWeights
-from planish.passes.sensitivity import TOKENS, Sensitivity, sensitivities, spread
+from planish.passes.sensitivity import TOKENS, Sensitivity, sensitivities
 from planish.passes.smoothing import chosen
 from planish.passes.work import UNSEEN, Work
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from planish.ir.cost import costs, total
-from planish.ir.program import Program, Sample
+from planish.ir.program import Program
 from planish.ir.progress import Progress, silent
 from planish.ir.quant import QuantScheme
 from planish.passes.contract import NotApplicable
 from planish.passes.fisher import requests_of, slopes
-from planish.passes.inputs import samples_of
+from planish.passes.inputs import samples_of, spread
 from planish.passes.layers import Layer
 from planish.passes.rounding import round_to_nearest
 from planish.passes.sequential import second_moments, walk
@@ -221,15 +221,6 @@ def _squares(matrix: Tensor, moments: Tensor) -> Tensor:
     """The mean square of each output feature of a matrix [N, K], float64 [N]."""
     wide = matrix.float()
     return ((wide @ moments) * wide).sum(-1, dtype=torch.float64).clamp_min_(0)
-
-
-def spread(samples: Sequence[Sample], tokens: int) -> list[Sample]:
-    """Samples evenly spaced with about so many tokens; all, if they are not of tokens."""
-    if not samples or "input_ids" not in samples[0]:
-        return list(samples)
-    whole = sum(sample["input_ids"].numel() for sample in samples)
-    count = max(1, min(len(samples), round(len(samples) * tokens / max(whole, 1))))
-    return [samples[place * len(samples) // count] for place in range(count)]
 
 
 def _groups(layers: Sequence[Layer]) -> dict[str, str]:

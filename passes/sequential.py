@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from planish.ir.activations import fake_quantize
 from planish.ir.program import Program, Sample
 from planish.passes.spill import is_spilled, memory_size, spilled
 from planish.passes.work import UNSEEN
@@ -40,7 +41,8 @@ class Visit:
     Attributes:
         layers: nodes that call `aten.linear`.
         inputs: what they read, [..., K] for each sample, as the layers before them are by now.
-        exact: what they would read had no layer been changed; empty if the walk does not keep it.
+        exact: what the first samples, as many as the walk compares, would give them in the model in
+            full precision: had no layer been changed, nor what layers read been rounded.
         weights: to be filled in: what nodes of weights shall be from now on.
     """
 
@@ -56,7 +58,7 @@ def walk(
     layers: Sequence[fx.Node],
     *,
     tell: Callable[[int, int], None] = UNSEEN.tell,
-    exact: bool = False,
+    compared: int = 0,
 ) -> Iterator[Visit]:
     """Visit linear layers in the order of the graph, those that read one value together.
 
@@ -68,12 +70,12 @@ def walk(
         samples: at least one.
         layers: nodes that call `aten.linear`.
         tell: called after each visit, with the number of layers done and that of all.
-        exact: whether to run the unchanged model beside, for `Visit.exact`: twice the work and the
-            memory.
+        compared: over how many samples, the first ones, to run the unchanged model beside, for
+            `Visit.exact`.
     """
     place = {node: number for number, node in enumerate(program.graph.nodes)}
     now = Run(program, samples)
-    before = Run(program, samples if exact else ())
+    before = Run(program, samples[:compared], rounds=False)
     done = 0
     for group in _groups(layers, place):
         source: Any = group[0].args[0]
@@ -101,9 +103,11 @@ class Run:
 
     Attributes:
         weights: what to read instead of nodes of the graph.
+        rounds: whether activations that the program rounds are rounded.
     """
 
-    def __init__(self, program: Program, samples: Sequence[Sample]) -> None:
+    def __init__(self, program: Program, samples: Sequence[Sample], *, rounds: bool = True) -> None:
+        self.rounds = rounds
         self.weights: dict[fx.Node, Tensor] = {}
         self._program = program
         self._nodes = list(program.graph.nodes)
@@ -163,7 +167,10 @@ class Run:
             elif node.op == "call_function" and node not in self.weights:
                 arguments = map_arg(node.args, value)
                 options = map_arg(node.kwargs, value)
-                values[node] = node.target(*arguments, **options)  # type: ignore[operator]
+                if node.target is fake_quantize and not self.rounds:
+                    values[node] = arguments[0]
+                else:
+                    values[node] = node.target(*arguments, **options)  # type: ignore[operator]
 
 
 def _counts(node: fx.Node, value: Value) -> bool:
@@ -173,12 +180,13 @@ def _counts(node: fx.Node, value: Value) -> bool:
     return SMALL < value.nbytes <= value.untyped_storage().nbytes()
 
 
-def second_moments(inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
+def second_moments(inputs: Sequence[Tensor], width: int | None = None) -> tuple[Tensor, int]:
     """Σ x xᵀ, float32 [K, K], over values [..., K], and of how many x it is the sum.
 
-    Only what is on and above the diagonal is computed, a strip of `STRIP` rows at a time.
+    Only what is on and above the diagonal is computed, a strip of `STRIP` rows at a time. Where
+    there may be no values, `width` is K.
     """
-    width = inputs[0].shape[-1]
+    width = inputs[0].shape[-1] if width is None else width
     total = torch.zeros(width, width)
     count = 0
     for value in inputs:

@@ -15,8 +15,8 @@ from planish.passes.compensation import (
     Curvature,
     Rounding,
     compensated,
+    drift,
     fitted,
-    retargeted,
     revisited,
 )
 from planish.passes.contract import NotApplicable
@@ -87,7 +87,7 @@ def test_the_graph_is_that_of_rounding_to_nearest(program: Program) -> None:
 def test_each_layer_sees_what_those_before_it_give_once_rounded(program: Program) -> None:
     layers = list(program.graph.find_nodes(op="call_function", target=aten.linear.default))
     seen: list[tuple[list[str], Tensor, int, Tensor]] = []
-    for visit in walk(program, program.calibration, layers, exact=True):
+    for visit in walk(program, program.calibration, layers, compared=len(program.calibration)):
         names = [node.name for node in visit.layers]
         cross = cross_moments(visit.exact, visit.inputs)
         seen.append((names, *second_moments(visit.inputs), cross))
@@ -113,13 +113,29 @@ def test_what_drifted_is_aimed_back() -> None:
     torch.manual_seed(1)
     inputs, matrix = exact + 0.3 * torch.randn_like(exact), torch.randn(16, 64)
     moments, _ = second_moments([inputs])
-    curvature = Curvature.of(moments, 1e-6, by_size=True)
-    assert curvature is not None
-    drift = cross_moments([exact], [inputs]) - moments
+    drifted = drift(cross_moments([exact], [inputs]), moments, 1e-6)
+    assert drifted is not None
     best = torch.linalg.lstsq(inputs.double(), (exact @ matrix.T).double()).solution.T
-    torch.testing.assert_close(
-        retargeted(matrix, curvature, drift).double(), best, rtol=1e-2, atol=1e-3
-    )
+    torch.testing.assert_close((matrix + matrix @ drifted).double(), best, rtol=1e-2, atol=1e-3)
+    assert drift(torch.full((64, 64), torch.nan), moments, 0.01) is None
+
+
+def test_drift_is_measured_on_some_of_the_samples(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def counted(left: list[Tensor], right: list[Tensor]) -> Tensor:
+        seen.append((len(left), len(right)))
+        return cross_moments(left, right)
+
+    samples = len(program.calibration)
+    monkeypatch.setattr("planish.passes.gptq.cross_moments", counted)
+    monkeypatch.setattr("planish.passes.gptq.spread", lambda samples, _: samples[::4])
+    made = Gptq(bits=3, group_size=32)(program)
+    assert seen == [(-(-samples // 4),) * 2] * 2
+    plain = Gptq(bits=3, group_size=32, drift_correction=0)(program)
+    assert error(made, program) < error(plain, program)
 
 
 def test_aiming_at_the_model_as_it_was_loses_less(program: Program) -> None:

@@ -12,10 +12,11 @@ from planish.ir.program import Program
 from planish.ir.quant import QuantScheme
 from planish.passes.contract import NotApplicable
 from planish.passes.fisher import slopes
+from planish.passes.inputs import spread
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rounding import round_to_nearest
-from planish.passes.sensitivity import decode_bytes, sensitivities, spread
+from planish.passes.sensitivity import decode_bytes, sensitivities
 from planish.passes.smoothing import chosen
 from support.captured import captured
 
