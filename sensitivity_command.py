@@ -14,6 +14,8 @@ from planish.ir.program import Program
 from planish.passes.choice import Choice, Target, Trades
 from planish.passes.mixed_precision import MixedPrecision
 from planish.passes.sensitivity import Option, Sensitivity, decode_bytes
+from planish.passes.trials import Decision
+from planish.passes.work import Work
 from planish.report.sensitivity_html import render
 from planish.samples import with_samples
 
@@ -38,7 +40,8 @@ def main(
     program = _program(model, samples, input_shapes)
     with console.counting("sensitivity", quiet=as_json) as bar:
         layers = one.measured(program, bar)
-    found = findings(program, one, layers)
+        decision = one.decide(program, layers, Work(lambda *far: bar("choices", *far)))
+    found = findings(program, one, layers, decision)
     if html is not None:
         command = shlex.join(["planish", *sys.argv[1:]])
         html.write_text(render(found, version=__version__, command=command), encoding="utf-8")
@@ -72,18 +75,17 @@ def _program(model: str, samples: Path | None, input_shapes: Sequence[str]) -> P
 
 
 def findings(
-    program: Program, one: MixedPrecision, layers: Sequence[Sensitivity]
+    program: Program, one: MixedPrecision, layers: Sequence[Sensitivity], decision: Decision
 ) -> dict[str, Any]:
     """What was measured and chosen, as JSON values."""
-    trades = one.trades(program, layers)
-    choice = trades.choose()
+    trades, choice = one.trades(program, layers), decision.choice
     moved = decode_bytes(program)
     logits = "logits" in program.outputs
     return {
         "model": program.source.name,
         "target": str(one.target),
         "met": choice.met,
-        "said": str(choice),
+        "said": decision.said,
         "unit": "nats a token" if logits else "half the squared change of outputs",
         "reference": str(_reference(layers[0]).scheme),
         "figures": choice.figures._asdict(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 
 from pydantic import Field, model_serializer, model_validator
 from pydantic.dataclasses import dataclass
@@ -18,35 +18,6 @@ from planish.passes.sensitivity import Option, Sensitivity, decode_bytes
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
-
-
-@dataclass(frozen=True, config=OPTIONS)
-class Candidate:
-    """A way in which layers may be stored, in the words of `quantize_weights`."""
-
-    bits: Literal[8, 4, 3, 2]
-    """Bits of a stored number."""
-
-    group_size: Literal[32, 64, 128] | None
-    """How many neighbouring input features share a scale; null: per channel. A candidate whose
-    group size does not divide a layer's width is none for that layer."""
-
-    symmetric: bool = True
-    """Whether zero is always the middle of the range."""
-
-    type: Literal["int", "float"] = "int"
-    """Whether codes are integers or, of 8 bits, floating-point numbers (E4M3)."""
-
-    @model_validator(mode="after")
-    def _has_such_floats(self) -> Self:
-        if self.type == "float" and (self.bits != 8 or not self.symmetric):
-            raise ValueError("floating-point codes have 8 bits and are symmetric (FP8, E4M3).")
-        return self
-
-    @property
-    def scheme(self) -> QuantScheme:
-        """How weights are rounded."""
-        return QuantScheme(self.bits, self.group_size, self.symmetric, self.type == "float")
 
 
 @dataclass(frozen=True, config=OPTIONS)

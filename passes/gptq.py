@@ -18,8 +18,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from planish.ir.program import Program, Sample
-from planish.ir.quant import QuantizedTensor
-from planish.passes.compensation import Curvature, compensated, drift, fitted, revisited
+from planish.ir.quant import QuantizedTensor, QuantScheme
+from planish.passes.compensation import Curvature, Rounding, compensated, drift, fitted, revisited
 from planish.passes.contract import OPTIONS, Contract
 from planish.passes.inputs import samples_of, spread
 from planish.passes.layers import LINEAR, Layer, layers_of
@@ -85,7 +85,8 @@ class Gptq(QuantizeWeights):
             matrices = [layer.matrix(program.tensors) for layer in together]
             rounded = self._kept(work, together, matrices)
             if rounded is None:
-                rounded = self._solved(matrices, visit.inputs, visit.exact)
+                schemes = [self.scheme_of(layer) for layer in together]
+                rounded = self._solved(matrices, schemes, visit.inputs, visit.exact)
                 self._keep(work, together, rounded)
             for layer, one in zip(together, rounded, strict=True):
                 found[layer.name] = one
@@ -109,7 +110,7 @@ class Gptq(QuantizeWeights):
         return [
             Rounded(
                 QuantizedTensor(
-                    self.scheme,
+                    self.scheme_of(layer),
                     tuple(matrix.shape),
                     matrix.dtype,
                     kept[f"{layer.name}_packed"],
@@ -133,9 +134,13 @@ class Gptq(QuantizeWeights):
         work.journal.keep(layers[0].name, tensors)
 
     def _solved(
-        self, matrices: list[Tensor], inputs: list[Tensor], exact: list[Tensor]
+        self,
+        matrices: list[Tensor],
+        schemes: list[QuantScheme],
+        inputs: list[Tensor],
+        exact: list[Tensor],
     ) -> list[Rounded]:
-        """Layers that read one value: matrices [N, K], rounded as one with all their rows."""
+        """Layers that read one value: matrices [N, K], those of a scheme rounded as one."""
         moments, rows = second_moments(inputs[len(exact) :], inputs[0].shape[-1])
         drifted = None
         if exact:
@@ -146,38 +151,53 @@ class Gptq(QuantizeWeights):
         if curvature is None:
             note = "; its inputs' second moments are singular: rounded to nearest"
             return [
-                Rounded(*round_to_nearest(one, self.scheme, search=bool(self.clip_search)), note)
-                for one in matrices
+                Rounded(*round_to_nearest(one, scheme, search=bool(self.clip_search)), note)
+                for one, scheme in zip(matrices, schemes, strict=True)
             ]
-        dead = moments.diagonal() == 0  # inputs that are always 0: their weights do not matter
-        wide = torch.cat([one.float() for one in matrices]).masked_fill_(dead, 0)
-        if drifted is not None:
-            wide = wide.addmm(wide, drifted, alpha=self.drift_correction)
-        dtype = matrices[0].dtype
-        weights = self.scheme.grouped(moments.diagonal()[None])
+        note = f"; only {rows} calibration tokens for {len(moments)} inputs"
+        found: dict[int, Rounded] = {}
+        for scheme in dict.fromkeys(schemes):
+            places = [place for place, one in enumerate(schemes) if one == scheme]
+            wide = torch.cat([matrices[place].float() for place in places])
+            wide.masked_fill_(moments.diagonal() == 0, 0)  # where inputs are always 0
+            if drifted is not None:
+                wide = wide.addmm(wide, drifted, alpha=self.drift_correction)
+            dtype = matrices[0].dtype
+            rounding = self._compensated(wide, scheme, moments, curvature, dtype)
+            parts = [len(matrices[place]) for place in places]
+            made = zip(wide.split(parts), _stored(rounding, parts, dtype), strict=True)
+            for place, (matrix, one) in zip(places, made, strict=True):
+                found[place] = _judged(one, matrix, moments, note if rows < len(moments) else "")
+        return [found[place] for place in range(len(matrices))]
+
+    def _compensated(
+        self,
+        wide: Tensor,
+        scheme: QuantScheme,
+        moments: Tensor,
+        curvature: Curvature,
+        dtype: torch.dtype,
+    ) -> Rounding:
+        """A matrix [N, K], rounded; scales will be stored in `dtype`."""
+        weights = scheme.grouped(moments.diagonal()[None])
         factors = FACTORS if self.clip_search else (1.0,)
-        start = parameters(self.scheme.grouped(wide), weights, self.scheme, factors, dtype)
-        rounding = compensated(wide, curvature, self.scheme, *start)
+        start = parameters(scheme.grouped(wide), weights, scheme, factors, dtype)
+        rounding = compensated(wide, curvature, scheme, *start)
         for _ in range(self.sweeps):
             rounding = revisited(fitted(rounding, curvature, dtype), curvature)
-        stored = None if self.scheme.symmetric else rounding.zeros.to(torch.int8)
-        parts = [len(one) for one in matrices]
-        zeros = [None] * len(parts) if stored is None else list(stored.split(parts))
-        codes = rounding.codes.to(self.scheme.dtype).split(parts)
-        scales = rounding.scale.to(dtype).split(parts)
-        few = rows < len(moments)
-        note = f"; only {rows} calibration tokens for {len(moments)} inputs" if few else ""
-        return [
-            _judged(
-                QuantizedTensor.from_codes(self.scheme, dtype, code, scale, zero),
-                matrix,
-                moments,
-                note,
-            )
-            for matrix, code, scale, zero in zip(
-                wide.split(parts), codes, scales, zeros, strict=True
-            )
-        ]
+        return rounding
+
+
+def _stored(rounding: Rounding, parts: list[int], dtype: torch.dtype) -> list[QuantizedTensor]:
+    """What is stored of a rounded matrix, so many rows a tensor."""
+    scheme = rounding.scheme
+    codes = rounding.codes.to(scheme.dtype).split(parts)
+    scales = rounding.scale.to(dtype).split(parts)
+    zeros = rounding.zeros.to(torch.int8).split(parts)
+    return [
+        QuantizedTensor.from_codes(scheme, dtype, code, scale, None if scheme.symmetric else zero)
+        for code, scale, zero in zip(codes, scales, zeros, strict=True)
+    ]
 
 
 def _judged(tensor: QuantizedTensor, matrix: Tensor, moments: Tensor, note: str) -> Rounded:

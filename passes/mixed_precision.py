@@ -3,56 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
-import math
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
-from torch.nn import functional
 
-from planish.ir.program import Change, Program, Sample
+from planish.ir.program import Change, Program
 from planish.ir.progress import Progress, silent
-from planish.passes.choice import Candidate, Choice, Target, Trades
+from planish.ir.quant import QuantScheme
+from planish.passes.choice import Choice, Target, Trades
 from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
-from planish.passes.fisher import LOGITS
+from planish.passes.format import Format, Override
 from planish.passes.gptq import Gptq
 from planish.passes.inputs import samples_of, spread
 from planish.passes.layers import Patterns
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.sensitivity import TOKENS, Sensitivity, sensitivities
 from planish.passes.smoothing import chosen
+from planish.passes.trials import Decision, is_scored, least_lost, smallest_within
 from planish.passes.work import UNSEEN, Work
 
 CALLED = "mixed_precision"
 
 CANDIDATES = (
-    Candidate(bits=8, group_size=None),
-    Candidate(bits=4, group_size=64),
-    Candidate(bits=4, group_size=None),
-    Candidate(bits=3, group_size=64),
-    Candidate(bits=2, group_size=64),
+    Format(bits=8, group_size=None),
+    Format(bits=4, group_size=64),
+    Format(bits=4, group_size=None),
+    Format(bits=3, group_size=64),
+    Format(bits=3, group_size=None),
+    Format(bits=2, group_size=64),
 )
 
-TINY, UNSCORED = 1e-12, -100
 
-TRIES = 5
-"""How many choices are measured at most for a target of recovery."""
-
-CLOSE = 0.9
-"""A choice that meets a target of recovery is small enough if it uses up so much of what the
-target allows to lose."""
-
-
-def _at_least_one(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+def _at_least_one(candidates: tuple[Format, ...]) -> tuple[Format, ...]:
     if not candidates:
         raise ValueError("there must be at least one candidate.")
     return candidates
 
 
-Candidates = Annotated[tuple[Candidate, ...], AfterValidator(_at_least_one)]
+Candidates = Annotated[tuple[Format, ...], AfterValidator(_at_least_one)]
 
 
 class GoalMissed(UserWarning):
@@ -66,9 +59,11 @@ class MixedPrecision(LongPass):
     What rounding a layer costs is estimated from gradients and from the second moments of what it
     reads (`planish.passes.sensitivity`); losses add up. Of all ways to choose, the one of least
     loss within the target is taken, or the smallest of a loss within it; where there is none, the
-    nearest, and that is said. The layers are then rounded as by `quantize_weights` or `gptq`.
-    Needs samples of text like the text to be served: `samples`. The language-model head,
-    embeddings and routers stay as they are.
+    nearest, and that is said. Estimates make light of the coarsest formats, whose errors meet: of a
+    language model the choices that do without them are tried too, and the one is taken that loses
+    least on samples that it was not made with. The layers are then rounded as by
+    `quantize_weights` or `gptq`. Needs samples of text like the text to be served: `samples`. The
+    language-model head, embeddings and routers stay as they are.
     """
 
     contract: ClassVar[Contract] = Contract(numerics="lossy", isolation="kept")
@@ -81,7 +76,8 @@ class MixedPrecision(LongPass):
     stores; ONNX keeps 3-bit numbers in 4 bits."""
 
     candidates: Candidates = CANDIDATES
-    """The formats on offer."""
+    """The formats on offer. One whose group size does not divide a layer's width is none for that
+    layer."""
 
     dense: bool = False
     """Whether layers may stay as they are, too."""
@@ -114,18 +110,34 @@ class MixedPrecision(LongPass):
                 a layer, there are no samples, no gradient reaches a layer, or recovery is asked
                 for of what is no language model.
         """
-        trades = self.trades(program, self.measured(program, lambda _, *far: work.tell(*far)))
+        layers = self.measured(program, lambda _, *far: work.tell(*far))
         planned = any(tensor.is_meta for tensor in program.tensors.values())
-        if self.target.kind == "recovery" and not planned:
-            after, choice, said = self._recovered(program, trades, work)
-        else:
-            choice = trades.choose()
-            after, said = self._rounded(program, choice, work), str(choice)
-        if not (choice.met or planned):
-            warnings.warn(f"{CALLED}: {said}", GoalMissed, stacklevel=2)
-        told = [_told(change, choice) for change in after.changes[len(program.changes) :]]
-        changes = (*program.changes, Change("output", said), *told)
+        found = self._estimated(program, layers) if planned else self.decide(program, layers, work)
+        after = found.program or self._rounded(program, found.choice, work)
+        if not (found.choice.met or planned):
+            warnings.warn(f"{CALLED}: {found.said}", GoalMissed, stacklevel=2)
+        told = [_told(change, found.choice) for change in after.changes[len(program.changes) :]]
+        changes = (*program.changes, Change("output", found.said), *told)
         return dataclasses.replace(after, changes=changes)
+
+    def decide(
+        self, program: Program, layers: Sequence[Sensitivity], work: Work = UNSEEN
+    ) -> Decision:
+        """The choice for layers that were measured; of language models several are tried."""
+        if not is_scored(program):
+            return self._estimated(program, layers)
+        samples = samples_of(program, CALLED)
+        if self.target.kind == "recovery":
+            kept = functools.partial(self._rounded, work=work)
+            trades = self.trades(program, layers)
+            return smallest_within(program, trades, self.target.value, samples, kept)
+        # Tries learn from other samples than the last run, so nothing of them is to be kept.
+        tried = functools.partial(self._rounded, work=UNSEEN)
+        return least_lost(program, self._choices(program, layers), samples, tried, work.tell)
+
+    def _estimated(self, program: Program, layers: Sequence[Sensitivity]) -> Decision:
+        choice = self.trades(program, layers).choose()
+        return Decision(choice, str(choice))
 
     def measured(self, program: Program, progress: Progress = silent) -> list[Sensitivity]:
         """What each format on offer would cost each layer.
@@ -133,10 +145,7 @@ class MixedPrecision(LongPass):
         Raises:
             NotApplicable: as for a call.
         """
-        scored = LOGITS in program.outputs and any(
-            spec.name == "input_ids" for spec in program.inputs
-        )
-        if self.target.kind == "recovery" and not scored:
+        if self.target.kind == "recovery" and not is_scored(program):
             raise NotApplicable(
                 f"{CALLED}: recovery is a ratio of perplexities, and {program.source.name} is no "
                 "language model; ask for a loss instead (target: {loss: 0.01})."
@@ -156,18 +165,29 @@ class MixedPrecision(LongPass):
         return Trades(program, layers, self.target, together=self.together)
 
     def passes(self, choice: Choice) -> list[QuantizeWeights]:
-        """The passes that round as chosen, one a format."""
+        """The pass that rounds as chosen; none if all layers stay as they are.
+
+        The format of the most layers is the pass's, the others are its overrides.
+        """
+        named = {
+            scheme: tuple(glob.escape(name.removesuffix(".weight")) for name in names)
+            for scheme, names in choice.by_scheme().items()
+        }
+        if not named:
+            return []
+        common = max(named, key=lambda scheme: len(named[scheme]))
         kind = Gptq if self.algorithm == "gptq" else QuantizeWeights
         return [
             kind(
-                bits=scheme.bits,  # type: ignore[arg-type]
-                group_size=scheme.group_size,  # type: ignore[arg-type]
-                symmetric=scheme.symmetric,
-                type="float" if scheme.floating else "int",
-                targets=tuple(glob.escape(name.removesuffix(".weight")) for name in names),
+                **_format(common),
+                targets=tuple(name for names in named.values() for name in names),
+                overrides=tuple(
+                    Override(**_format(scheme), targets=names)
+                    for scheme, names in named.items()
+                    if scheme != common
+                ),
                 clip_search=self.clip_search,
             )
-            for scheme, names in choice.by_scheme().items()
         ]
 
     def _rounded(self, program: Program, choice: Choice, work: Work) -> Program:
@@ -179,73 +199,32 @@ class MixedPrecision(LongPass):
             program = one(program, work.part(str(one)))
         return dataclasses.replace(program, calibration=learned)
 
-    def _recovered(
-        self, program: Program, trades: Trades, work: Work
-    ) -> tuple[Program, Choice, str]:
-        """The smallest choice tried whose perplexity, measured, is within the target.
-
-        What is lost is roughly a constant times what is estimated, so that each try tells what the
-        next may lose by the estimate; it lies between what is known to do and what is not.
-        """
-        samples = spread(samples_of(program, CALLED), TOKENS)
-        before = surprise(program, samples)
-        allowed = -math.log(self.target.value)
-        tried: list[_Try] = []
-        limit, does, does_not = allowed, 0.0, math.inf
-        for _ in range(TRIES):
-            choice = trades.choose(limit)
-            if any(choice.options == one.choice.options for one in tried):
-                break
-            after = self._rounded(program, choice, work)
-            lost = surprise(after, samples) - before
-            tried.append(_Try(choice, after, lost))
-            if CLOSE * allowed <= lost <= allowed or (lost > allowed and not choice.met):
-                break
-            if lost <= allowed:
-                does = limit
-            else:
-                does_not = limit
-            guess = choice.figures.loss * allowed / max(lost, TINY)
-            middle = (does + does_not) / 2 if does_not < math.inf else 2 * does
-            limit = guess if does < guess < does_not else middle
-        within = [one for one in tried if one.lost <= allowed]
-        best = (
-            min(within, key=lambda one: one.choice.figures.size)
-            if within
-            else min(tried, key=lambda one: one.lost)
-        )
-        choice = dataclasses.replace(best.choice, met=bool(within))
-        recovered = (
-            f"recovery {math.exp(-best.lost):.4f}, measured on the samples, of {len(tried)} tried"
-        )
-        return best.program, choice, f"{choice}; {recovered}"
+    def _choices(self, program: Program, layers: Sequence[Sensitivity]) -> list[Choice]:
+        """The choice by the estimate, and those with ever more of the coarsest formats left out."""
+        found = [self.trades(program, layers).choose()]
+        for floor in sorted({one.bits for one in self.candidates})[1:]:
+            finer = [_without_coarse(layer, floor) for layer in layers]
+            if all(layer.options for layer in finer):
+                choice = self.trades(program, finer).choose()
+                known = any(choice.options == other.options for other in found)
+                found += [choice] if choice.met and not known else []
+        return found
 
 
-class _Try(NamedTuple):
-    """A choice, the program rounded so, and the nats a token that it lost on the samples."""
-
-    choice: Choice
-    program: Program
-    lost: float
+def _without_coarse(layer: Sensitivity, floor: int) -> Sensitivity:
+    """A layer whose options have so many bits at least, or are to stay as it is."""
+    fine = [one for one in layer.options if one.scheme is None or one.scheme.bits >= floor]
+    return dataclasses.replace(layer, options=tuple(fine))
 
 
-def surprise(program: Program, samples: Sequence[Sample]) -> float:
-    """The mean loss, nats a token, of a language model's next tokens in samples."""
-    total, count = 0.0, 0
-    for sample in samples:
-        tokens = sample["input_ids"]
-        labels = tokens[:, 1:]
-        if "attention_mask" in sample:
-            attended = sample["attention_mask"][:, -tokens.shape[1] :][:, 1:]
-            labels = labels.masked_fill(attended == 0, UNSCORED)
-        logits = program.run(**sample)[LOGITS][:, :-1].flatten(0, 1).float()
-        total += float(
-            functional.cross_entropy(
-                logits, labels.flatten(), ignore_index=UNSCORED, reduction="sum"
-            )
-        )
-        count += int((labels != UNSCORED).sum())
-    return total / max(count, 1)
+def _format(scheme: QuantScheme) -> dict[str, Any]:
+    """The options of a format."""
+    return {
+        "bits": scheme.bits,
+        "group_size": scheme.group_size,
+        "symmetric": scheme.symmetric,
+        "type": "float" if scheme.floating else "int",
+    }
 
 
 def _told(change: Change, choice: Choice) -> Change:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, fx
 
@@ -14,6 +14,7 @@ from planish.ir.edit import Edit
 from planish.ir.program import Program
 from planish.ir.quant import QuantizedTensor, QuantScheme
 from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
+from planish.passes.format import Format, Override
 from planish.passes.inputs import Inputs, observed
 from planish.passes.layers import (
     EMBEDDING,
@@ -45,7 +46,7 @@ class Rounded(NamedTuple):
 
 
 @dataclass(frozen=True, config=OPTIONS)
-class QuantizeWeights(LongPass):
+class QuantizeWeights(Format, LongPass):
     """Store the weights of linear layers in 2, 3, 4 or 8 bits, each group with its own scale.
 
     Codes are the nearest ones; the scale of each group is searched for (see
@@ -61,32 +62,6 @@ class QuantizeWeights(LongPass):
     called: ClassVar[str] = "quantize_weights"
 
     # Descriptions are not docstrings here, since passes that inherit options keep only these.
-    bits: Annotated[
-        Literal[8, 4, 3, 2],
-        Field(description="Bits of a stored number."),
-    ]
-    group_size: Annotated[
-        Literal[32, 64, 128] | None,
-        Field(
-            description="How many neighbouring input features share a scale; it must divide the "
-            "number of input features. null: one scale for each output feature "
-            "(per-channel)."
-        ),
-    ]
-    symmetric: Annotated[
-        bool,
-        Field(
-            description="Whether zero is always the middle of the range. Otherwise each group also "
-            "stores a zero point, which follows skewed weights better."
-        ),
-    ] = True
-    type: Annotated[
-        Literal["int", "float"],
-        Field(
-            description="Whether codes are integers or floating-point numbers: 8 bits and "
-            "symmetric, as E4M3 (FP8)."
-        ),
-    ] = "int"
     targets: Annotated[
         Patterns,
         Field(
@@ -98,6 +73,13 @@ class QuantizeWeights(LongPass):
     ignore: Annotated[
         Patterns,
         Field(description='Which of these to leave alone: names, globs or "re:" patterns.'),
+    ] = ()
+    overrides: Annotated[
+        tuple[Override, ...],
+        Field(
+            description="Formats of their own for some of these layers; of several that name a "
+            "layer the first counts."
+        ),
     ] = ()
     clip_search: Annotated[
         Literal[True, False, "inputs"],
@@ -126,18 +108,12 @@ class QuantizeWeights(LongPass):
         Field(description="Whether to quantize the projection that makes the logits too."),
     ] = False
 
-    @field_validator("type")
-    @classmethod
-    def _has_such_floats(cls, value: str, info: ValidationInfo) -> str:
-        given = info.data
-        if value == "float" and (given.get("bits") != 8 or not given.get("symmetric")):
-            raise ValueError("floating-point codes have 8 bits and are symmetric (FP8, E4M3).")
-        return value
-
-    @property
-    def scheme(self) -> QuantScheme:
-        """How each weight is rounded."""
-        return QuantScheme(self.bits, self.group_size, self.symmetric, self.type == "float")
+    def scheme_of(self, layer: Layer) -> QuantScheme:
+        """How the weight of a layer is rounded."""
+        for one in self.overrides:
+            if layer.matches(one.targets):
+                return one.scheme
+        return self.scheme
 
     def __call__(self, program: Program, work: Work = UNSEEN) -> Program:
         """Quantize every chosen weight.
@@ -156,7 +132,9 @@ class QuantizeWeights(LongPass):
                 done = [_corrected(edit, one, wrong, seen) for one in layer.node.users]
                 note = f"{found.note}; bias corrected" if any(done) else found.note
                 made = found.tensor.insert(edit, layer.name, before=layer.first_reader)
-                what = f"{layer.name}: {self.scheme}; relative error {found.error:.4f}{note}"
+                what = (
+                    f"{layer.name}: {self.scheme_of(layer)}; relative error {found.error:.4f}{note}"
+                )
                 edit.replace(layer.node, made, what)
         return edit.program
 
@@ -169,7 +147,7 @@ class QuantizeWeights(LongPass):
             squares = [seen[node.name].square for node in layer.node.users if node.name in seen]
             rounded = round_to_nearest(
                 matrix,
-                self.scheme,
+                self.scheme_of(layer),
                 search=bool(self.clip_search),
                 squares=torch.stack(squares).sum(0) if squares else None,
             )
@@ -189,7 +167,8 @@ class QuantizeWeights(LongPass):
                 f"{self.called}: {model} has no linear layer whose weight is a tensor of its "
                 "own, not quantized yet; there is nothing to do."
             )
-        if problem := unmatched((*self.targets, *self.ignore), layers):
+        special = [pattern for one in self.overrides for pattern in one.targets]
+        if problem := unmatched((*self.targets, *self.ignore, *special), layers):
             raise NotApplicable(f"{self.called}: {problem}")
         asked = {role for role, option in _OPTIONS.items() if getattr(self, option)}
         wanted = [
@@ -206,7 +185,9 @@ class QuantizeWeights(LongPass):
             raise NotApplicable(
                 f"{self.called}: ignore leaves none of the layers that targets name in {model}."
             )
-        check_widths(self.called, self.group_size, chosen)
+        for size in dict.fromkeys(self.scheme_of(layer).group_size for layer in chosen):
+            wanting = [layer for layer in chosen if self.scheme_of(layer).group_size == size]
+            check_widths(self.called, size, wanting)
         return chosen
 
 

@@ -34,7 +34,8 @@ def measured() -> dict[str, Any]:
     """What the command prints as JSON, measured once."""
     program = captured("llama", 4)[1]
     one = MixedPrecision(Target(bits=5.0))
-    return sensitivity_command.findings(program, one, one.measured(program))
+    layers = one.measured(program)
+    return sensitivity_command.findings(program, one, layers, one.decide(program, layers))
 
 
 def test_json_has_everything(measured: dict[str, Any]) -> None:

@@ -17,8 +17,9 @@ from planish.ir.shapes import well_formed
 from planish.passes import PASSES, name_of
 from planish.passes.awq import Awq
 from planish.passes.cast import Cast
-from planish.passes.choice import Candidate, Target
+from planish.passes.choice import Target
 from planish.passes.contract import Contract, NotApplicable, Pass
+from planish.passes.format import Format
 from planish.passes.fuse_conv_bn import FuseConvBn
 from planish.passes.gptq import Gptq
 from planish.passes.isolate import Isolate
@@ -133,8 +134,8 @@ CASES: dict[str, tuple[Pass, ...]] = {
     ),
     "quantize_scan": (QuantizeScan(), QuantizeScan(head_clusters=1, channel_clusters=2)),
     "mixed_precision": (  # one format for each width, so that shapes alone suffice
-        MixedPrecision(Target(bits=10.0), (Candidate(8, 32),)),
-        MixedPrecision(Target(loss=1.0), (Candidate(4, None, False),), algorithm="gptq"),
+        MixedPrecision(Target(bits=10.0), (Format(8, 32),)),
+        MixedPrecision(Target(loss=1.0), (Format(4, None, False),), algorithm="gptq"),
     ),
     "cast": (Cast("bfloat16"), Cast("float16")),
     "isolate": (Isolate(), Isolate(partial=True)),

@@ -20,6 +20,7 @@ from planish.passes.compensation import (
     revisited,
 )
 from planish.passes.contract import NotApplicable
+from planish.passes.format import Override
 from planish.passes.gptq import Gptq
 from planish.passes.pipeline import relative_error
 from planish.passes.quantize_weights import QuantizeWeights
@@ -82,6 +83,19 @@ def test_the_graph_is_that_of_rounding_to_nearest(program: Program) -> None:
     assert all(
         "relative error" in one.what and "of its output 0." in one.what for one in made.changes
     )
+
+
+def test_layers_that_read_one_value_may_take_different_formats(program: Program) -> None:
+    plain = Gptq(bits=4, group_size=32)(program)
+    fine = Override(bits=8, group_size=None, symmetric=False, targets=("right",))
+    made = Gptq(bits=4, group_size=32, overrides=(fine,))(program)
+    assert [one.what.partition(";")[0] for one in made.changes] == [
+        "left.weight: int4 symmetric, groups of 32",
+        "right.weight: int8 asymmetric, per channel",
+        "last.weight: int4 symmetric, groups of 32",
+    ]
+    assert torch.equal(made.tensors["left.weight_packed"], plain.tensors["left.weight_packed"])
+    assert error(made, program) < error(plain, program)
 
 
 def test_each_layer_sees_what_those_before_it_give_once_rounded(program: Program) -> None:

@@ -13,16 +13,18 @@ from planish import recipes
 from planish.ir.capture.export import from_module
 from planish.ir.program import Program
 from planish.passes import name_of
-from planish.passes.choice import Candidate, Target
+from planish.passes.choice import Choice, Target
 from planish.passes.contract import NotApplicable, options_of
+from planish.passes.format import Format
 from planish.passes.gptq import Gptq
-from planish.passes.mixed_precision import GoalMissed, MixedPrecision, surprise
+from planish.passes.mixed_precision import GoalMissed, MixedPrecision
 from planish.passes.pipeline import apply
 from planish.passes.quantize_weights import QuantizeWeights
+from planish.passes.trials import surprise
 from planish.samples import as_samples
 from support.captured import captured
 
-FOUR = tuple(Candidate(bits, 32) for bits in (8, 4, 3, 2))
+FOUR = tuple(Format(bits, 32) for bits in (8, 4, 3, 2))
 
 
 class Uneven(nn.Module):
@@ -189,6 +191,30 @@ def test_recovery_is_measured(spoken: Program) -> None:
     assert made.nbytes < QuantizeWeights(bits=8, group_size=32)(spoken).nbytes
 
 
+def test_choices_without_the_coarsest_formats_are_tried(spoken: Program) -> None:
+    rows = spoken.calibration[0]["input_ids"]
+    apart = as_samples([{"input_ids": row[None]} for row in rows], spoken)
+    program = dataclasses.replace(spoken, calibration=apart)
+    one = MixedPrecision(Target(bits=4.1), FOUR)
+    layers = one.measured(program)
+    found = one.decide(program, layers)
+    tried = re.search(
+        r"; (-?\d\.\d{4}) nats a token lost on other samples, the least of (\d) tried$", found.said
+    )
+    assert tried
+    assert int(tried[2]) > 1
+    assert found.choice.figures.bits <= 4.1
+    learned, others = apart[::2], apart[1::2]
+    small = dataclasses.replace(program, calibration=learned)
+
+    def lost(choice: Choice) -> float:
+        (rounding,) = one.passes(choice)
+        return surprise(rounding(small), others) - surprise(program, others)
+
+    assert lost(found.choice) == pytest.approx(float(tried[1]), abs=1e-3)
+    assert lost(found.choice) <= lost(one.trades(program, layers).choose()) + 1e-6
+
+
 def test_surprise_is_the_loss_of_next_tokens(spoken: Program) -> None:
     (sample,) = spoken.calibration
     logits = spoken.run(**sample)["logits"].double().log_softmax(-1)
@@ -234,7 +260,7 @@ MISTAKES = {
         "candidates[0].bits: cannot be 5; choose from 8, 4, 3, 2"
     ),
     "{target: {bits: 4}, candidates: [{bits: 4, group_size: 64, type: float}]}": (
-        "candidates[0]: floating-point codes have 8 bits"
+        "candidates[0].type: floating-point codes have 8 bits"
     ),
 }
 

@@ -12,6 +12,7 @@ from planish.ir.capture.export import from_module
 from planish.ir.program import Program
 from planish.ir.quant import QuantizedTensor, QuantScheme, dequantize, unpack
 from planish.passes.contract import NotApplicable
+from planish.passes.format import Override
 from planish.passes.pipeline import apply, relative_error
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rounding import round_to_nearest
@@ -80,6 +81,32 @@ def test_each_linear_reads_its_packed_weight() -> None:
         "first.weight: int4 symmetric, groups of 32",
         "second.weight: int4 symmetric, groups of 32",
     ]
+
+
+def test_some_layers_may_take_formats_of_their_own() -> None:
+    fine = Override(bits=8, group_size=None, targets=("second",))
+    ignored = Override(bits=2, group_size=32, targets=("s*",))
+    after = quantizer(overrides=(fine, ignored))(pair())
+    assert [change.what.partition(";")[0] for change in after.changes] == [
+        "first.weight: int4 symmetric, groups of 32",
+        "second.weight: int8 symmetric, per channel",
+    ]
+    alone = quantizer(bits=8, group_size=None, targets=("second",))(pair())
+    assert torch.equal(after.tensors["second.weight_packed"], alone.tensors["second.weight_packed"])
+
+
+def test_overrides_must_name_layers_and_fit_them() -> None:
+    other = Override(bits=8, group_size=None, targets=("secnd",))
+    assert why_not(pair(), overrides=(other,)) == (
+        "quantize_weights: 'secnd' matches none of the 2 layers with weights; "
+        "did you mean 'second'?"
+    )
+    wide = Override(bits=8, group_size=128, targets=("first",))
+    assert "a group size of 128 does not divide the input features of first (64)" in why_not(
+        pair(), overrides=(wide,)
+    )
+    with pytest.raises(ValidationError, match="name at least one layer"):
+        Override(bits=8, group_size=None, targets=())
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
