@@ -23,7 +23,7 @@ from planish.passes.inputs import samples_of
 from planish.passes.layers import Patterns
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.sensitivity import TOKENS, Sensitivity, sensitivities, spread
-from planish.passes.smoothing import chosen
+from planish.passes.smoothing import chosen, noted
 from planish.passes.work import UNSEEN, Work
 
 CALLED = "mixed_precision"
@@ -35,6 +35,9 @@ CANDIDATES = (
     Candidate(bits=3, group_size=64),
     Candidate(bits=2, group_size=64),
 )
+
+LEFT = "whose loss is not measured; as it is unless quantize_weights rounds it"
+"""What is said of the weights of experts."""
 
 TINY, UNSCORED = 1e-12, -100
 
@@ -68,7 +71,7 @@ class MixedPrecision(LongPass):
     loss within the target is taken, or the smallest of a loss within it; where there is none, the
     nearest, and that is said. The layers are then rounded as by `quantize_weights` or `gptq`.
     Needs samples of text like the text to be served: `samples`. The language-model head,
-    embeddings and routers stay as they are.
+    embeddings, experts and routers stay as they are.
     """
 
     contract: ClassVar[Contract] = Contract(numerics="lossy", isolation="kept")
@@ -125,7 +128,8 @@ class MixedPrecision(LongPass):
             warnings.warn(f"{CALLED}: {said}", GoalMissed, stacklevel=2)
         told = [_told(change, choice) for change in after.changes[len(program.changes) :]]
         changes = (*program.changes, Change("output", said), *told)
-        return dataclasses.replace(after, changes=changes)
+        after = dataclasses.replace(after, changes=changes)
+        return noted(after, program, self.targets, self.ignore, LEFT)
 
     def measured(self, program: Program, progress: Progress = silent) -> list[Sensitivity]:
         """What each format on offer would cost each layer.

@@ -17,6 +17,7 @@ from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.inputs import Inputs, observed
 from planish.passes.layers import (
     EMBEDDING,
+    EXPERTS,
     HEAD,
     LINEAR,
     Layer,
@@ -51,6 +52,9 @@ class QuantizeWeights(LongPass):
     Codes are the nearest ones; the scale of each group is searched for (see
     `planish.passes.rounding`). No calibration samples are needed. The products stay in floating
     point: a weight is multiplied out where it is read, or inside a kernel made for that.
+
+    Experts count as linear layers, though one tensor holds the weights of all of them: their rows
+    are rounded like any others. What they read is not looked at, neither for scales nor for biases.
 
     The projection that makes the logits, the embeddings and the routers of mixtures of experts
     are left alone: they are sensitive, and the last are small.
@@ -90,9 +94,9 @@ class QuantizeWeights(LongPass):
     targets: Annotated[
         Patterns,
         Field(
-            description='Which layers: "Linear" for all linear layers; a name, with or without '
-            '".weight"; a glob such as "model.layers.0.*"; or a regular expression after '
-            '"re:", matched from the start.'
+            description='Which layers: "Linear" for all linear layers, experts among them; a name, '
+            'with or without ".weight"; a glob such as "model.layers.0.*"; or a regular '
+            'expression after "re:", matched from the start.'
         ),
     ] = ("Linear",)
     ignore: Annotated[
@@ -152,10 +156,11 @@ class QuantizeWeights(LongPass):
             seen = self._observed(program, layers, work) if self.bias_correction else {}
             for layer in layers:
                 found = rounded[layer.name]
-                wrong = _wrong(layer, found.tensor, program.tensors) if seen else None
+                looked_at = any(node.name in seen for node in layer.node.users)
+                wrong = _wrong(layer, found.tensor, program.tensors) if looked_at else None
                 done = [_corrected(edit, one, wrong, seen) for one in layer.node.users]
                 note = f"{found.note}; bias corrected" if any(done) else found.note
-                made = found.tensor.insert(edit, layer.name, before=layer.first_reader)
+                made = layer.insert(edit, found.tensor)
                 what = f"{layer.name}: {self.scheme}; relative error {found.error:.4f}{note}"
                 edit.replace(layer.node, made, what)
         return edit.program
@@ -173,7 +178,9 @@ class QuantizeWeights(LongPass):
                 search=bool(self.clip_search),
                 squares=torch.stack(squares).sum(0) if squares else None,
             )
-            found[layer.name] = Rounded(*rounded)
+            blind = self.clip_search == "inputs" and not squares and not matrix.is_meta
+            note = "; searched without what it reads" if blind else ""
+            found[layer.name] = Rounded(*rounded, note)
             work.tell(done, len(layers))
         return found
 
@@ -198,7 +205,7 @@ class QuantizeWeights(LongPass):
             if (layer.roles & asked or layer.matches(self.targets))
             and not layer.matches(self.ignore)
         ]
-        chosen = [layer for layer in wanted if layer.roles <= {LINEAR, *asked}]
+        chosen = [layer for layer in wanted if layer.roles <= {LINEAR, EXPERTS, *asked}]
         for layer in wanted:
             if layer not in chosen and (layer.roles & asked or not chosen):
                 raise NotApplicable(f"{self.called}: {_left_alone(layer, asked)}")
