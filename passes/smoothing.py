@@ -95,8 +95,8 @@ def chosen(
     if not found:
         raise NotApplicable(
             f"{called}: targets and ignore leave no linear layer of {program.source.name} whose "
-            "weight is a tensor of its own, not quantized yet, and not one of experts; scale "
-            "before quantizing."
+            "weight is a tensor of its own, not of experts, not quantized yet; scale before "
+            "quantizing."
         )
     return found
 
