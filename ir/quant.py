@@ -253,6 +253,12 @@ class QuantizedTensor:
         group_size = PER_ROW if self.scheme.group_size is None else self.scheme.group_size
         return self.scheme.bits, group_size, list(self.shape), self.dtype
 
+    def __getitem__(self, index: int) -> QuantizedTensor:
+        """One of a stack [E, N, K], without the leading dimension."""
+        zeros = None if self.zero_point is None else self.zero_point[index]
+        parts = self.packed[index], self.scale[index], zeros
+        return QuantizedTensor(self.scheme, self.shape[1:], self.dtype, *parts)
+
     def dequantize(self) -> Tensor:
         """The tensor it stands for."""
         value: Tensor = dequantize(self.packed, self.scale, self.zero_point, *self.arguments)

@@ -55,8 +55,8 @@ def forms_of(program: Program, original: Program) -> dict[str, Form]:
 
     Raises:
         NotExpressible: if a weight is read by anything but a linear layer, or was stored
-            transposed, since only modules of class Linear are decompressed on loading; or if the
-            formats have no words for how inputs are rounded.
+            transposed, since only modules of class Linear are decompressed on loading; if it is a
+            stack of experts; or if the formats have no words for how inputs are rounded.
     """
     plain = {
         str(node.target)
@@ -66,6 +66,11 @@ def forms_of(program: Program, original: Program) -> dict[str, Form]:
     forms = {}
     for node in program.nodes(dequantize):
         name, tensor = QuantizedTensor.read_by(node, program.tensors)
+        if len(tensor.shape) > 2:
+            raise NotExpressible(
+                f"{name} is quantized, and holds the weights of several experts; such a stack is "
+                'written in floating point only. Name it under ignore ("*.experts.*").'
+            )
         if name not in plain or not name.endswith(".weight"):
             raise NotExpressible(
                 f"{name} is quantized, and not (only) the weight of a module of class Linear; the "

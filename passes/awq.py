@@ -22,7 +22,7 @@ from planish.passes.layers import Patterns
 from planish.passes.quantize_weights import check_widths
 from planish.passes.rounding import round_to_nearest
 from planish.passes.sequential import second_moments
-from planish.passes.smoothing import Smoothing, chosen, smooth
+from planish.passes.smoothing import ALONG, Smoothing, chosen, noted, smooth
 from planish.passes.work import UNSEEN, Work
 
 TRIED = 128
@@ -90,7 +90,8 @@ class Awq(LongPass):
         def decide(way: Smoothing, seen: list[tuple[int, Inputs]]) -> tuple[Tensor, str]:
             return self._best(program, way, seen)
 
-        return smooth(program, "awq", layers, _observed, decide, work)
+        after = smooth(program, "awq", layers, _observed, decide, work)
+        return noted(after, program, self.targets, self.ignore, ALONG)
 
     def _best(
         self, program: Program, way: Smoothing, seen: list[tuple[int, Inputs]]

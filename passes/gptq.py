@@ -42,7 +42,8 @@ class Gptq(QuantizeWeights):
     for by those that follow, by the second moments of the layer's inputs. Needs samples of text
     like the text to be served: `samples`, some 60,000 tokens are plenty.
 
-    Layers whose moments are singular even when dampened are rounded to nearest, and say so.
+    Experts, embeddings and the language-model head are rounded to nearest, as are layers whose
+    moments are singular even when dampened, and say so.
     """
 
     contract: ClassVar[Contract] = Contract(numerics="lossy", isolation="kept")
@@ -73,10 +74,11 @@ class Gptq(QuantizeWeights):
         names = {layer.name for layer in layers}
         own = [layer for layer in layers_of(program.graph, program) if layer.name in names]
         read_by = {layer.first_reader: layer for layer in own if LINEAR in layer.roles}
-        others = [layer for layer in own if LINEAR not in layer.roles]
+        others = {layer.name: layer for layer in own if LINEAR not in layer.roles}
+        nearest = super()._rounded(program, [*others.values()], UNSEEN)
         found = {
-            name: one._replace(note=f"{one.note}; head or embedding: rounded to nearest")
-            for name, one in super()._rounded(program, others, UNSEEN).items()
+            name: one._replace(note=f"{one.note}; {others[name].called}: rounded to nearest")
+            for name, one in nearest.items()
         }
 
         samples, compared = self._samples(program)

@@ -13,8 +13,9 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor, fx
 
-from planish.ir.program import Program
-from planish.ir.quant import dequantize
+from planish.ir.edit import Edit
+from planish.ir.program import Change, Program
+from planish.ir.quant import QuantizedTensor, dequantize
 
 aten = torch.ops.aten
 
@@ -22,22 +23,33 @@ LINEAR = "linear layer"
 EMBEDDING = "embedding"
 HEAD = "language-model head"
 ROUTER = "router"
+EXPERTS = "experts"
 
-CLASSES = {LINEAR: "Linear", HEAD: "Linear", ROUTER: "Linear", EMBEDDING: "Embedding"}
+CLASSES = {
+    LINEAR: "Linear",
+    HEAD: "Linear",
+    ROUTER: "Linear",
+    EXPERTS: "Linear",
+    EMBEDDING: "Embedding",
+}
 """The class of module that a role belongs to, which a pattern may name."""
 
 _TURNS = (aten.permute.default, aten.transpose.int, aten.t.default)
 
+_PRODUCTS = (aten.matmul.default, aten.bmm.default)
+"""What multiplies by a stack of matrices, one for each expert."""
+
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight that linear layers or embeddings read, and nothing else does.
+    """A weight that linear layers, experts or embeddings read, and nothing else does.
 
     Attributes:
         name: of the tensor.
         names: what a pattern may match: the tensor, its module, its class, and the same of every
             tensor tied to it.
-        node: what the readers read, [N, K]: the tensor, or a transposition of it.
+        node: what the readers read, [N, K], of experts [E, K, N]: the tensor, or a transposition
+            of it.
         roles: what the readers are.
     """
 
@@ -48,8 +60,18 @@ class Layer:
 
     @property
     def width(self) -> int:
-        """K: the input features of a linear layer, the width of an embedding."""
-        return int(self.node.meta["val"].shape[-1])
+        """K: the input features of a linear layer or of an expert, the width of an embedding."""
+        return int(self.node.meta["val"].shape[-2 if self._across else -1])
+
+    @property
+    def _across(self) -> bool:
+        """Whether the readers multiply by columns, as products do, not by rows as layers do."""
+        return EXPERTS in self.roles
+
+    @property
+    def called(self) -> str:
+        """What the readers are, in words."""
+        return " and ".join(sorted(self.roles))
 
     @property
     def first_reader(self) -> fx.Node:
@@ -60,11 +82,18 @@ class Layer:
         return node
 
     def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """What the readers read: the tensor, turned as they see it."""
-        if self.node.op == "get_attr":
-            return tensors[self.name]
-        turned: Tensor = self.node.target(tensors[self.name], *self.node.args[1:])  # type: ignore[operator]
-        return turned
+        """What the readers read, with the input features last: [N, K], of experts [E, N, K]."""
+        read = tensors[self.name]
+        if self.node.op != "get_attr":
+            read = self.node.target(read, *self.node.args[1:])  # type: ignore[operator]
+        return read.mT if self._across else read
+
+    def insert(self, edit: Edit, tensor: QuantizedTensor) -> fx.Node:
+        """Store this weight's `matrix` in packed form; a node that the readers may read instead."""
+        whole = tensor.insert(edit, self.name, before=self.first_reader)
+        if not self._across:
+            return whole
+        return edit.call(aten.transpose.int, whole, 1, 2, before=self.first_reader)
 
     def matches(self, patterns: Iterable[str]) -> bool:
         """Whether one of the patterns names this layer."""
@@ -88,7 +117,8 @@ def layers_of(graph: fx.Graph, program: Program, *, packed: bool = False) -> lis
         found = [_role(user, node, roles) for user in node.users]
         if found and None not in found:
             called = frozenset(role for role in found if role is not None)
-            layers.append(Layer(name, _names([name, *tied.get(name, [])], called), node, called))
+            names = _names([name, *tied.get(name, [])], called)
+            layers.append(Layer(name, names, node, called))
     return layers
 
 
@@ -96,10 +126,15 @@ def _weights(graph: fx.Graph, packed: bool) -> Iterator[tuple[str, fx.Node]]:
     """What may be a weight, by name: tensors, turned or not, and if asked for quantized ones."""
     for node in graph.nodes:
         if node.op == "get_attr":
-            turned = [user for user in node.users if user.target in _TURNS]
-            yield str(node.target), turned[0] if len(node.users) == len(turned) == 1 else node
+            yield str(node.target), _turned(node)
         elif packed and node.target is dequantize:
-            yield str(node.args[0].target).removesuffix("_packed"), node
+            yield str(node.args[0].target).removesuffix("_packed"), _turned(node)
+
+
+def _turned(node: fx.Node) -> fx.Node:
+    """The transposition of a node, where nothing else reads it; else the node."""
+    turned = [user for user in node.users if user.target in _TURNS]
+    return turned[0] if len(node.users) == len(turned) == 1 else node
 
 
 def _role(user: fx.Node, weight: fx.Node, special: Mapping[fx.Node, str]) -> str | None:
@@ -107,6 +142,8 @@ def _role(user: fx.Node, weight: fx.Node, special: Mapping[fx.Node, str]) -> str
     places = [place for place, argument in enumerate(user.args) if argument is weight]
     if user.target is aten.linear.default and places == [1]:
         return special.get(user, LINEAR)
+    if user.target in _PRODUCTS and places == [1] and weight.meta["val"].dim() == 3:
+        return EXPERTS
     return EMBEDDING if user.target is aten.embedding.default and places == [0] else None
 
 
@@ -138,8 +175,25 @@ def _origin(node: fx.Node) -> fx.Node:
 
 
 def _names(tensors: Sequence[str], roles: Iterable[str]) -> tuple[str, ...]:
-    modules = [name.removesuffix(".weight") for name in tensors]
-    return tuple(dict.fromkeys([*modules, *tensors, *sorted({CLASSES[role] for role in roles})]))
+    """The first is what messages call the layer: its module, or of experts, which share it, a part.
+
+    A module of experts has several weights, none of which is called `weight`.
+    """
+    layers = [name.removesuffix(".weight") for name in tensors]
+    modules = [name.rpartition(".")[0] for name in tensors if EXPERTS in roles and "." in name]
+    classes = sorted({CLASSES[role] for role in roles})
+    return tuple(dict.fromkeys([*layers, *tensors, *modules, *classes]))
+
+
+def experts_left(
+    layers: Iterable[Layer], targets: Iterable[str], ignore: Iterable[str], why: str
+) -> tuple[Change, ...]:
+    """A record of each weight of experts that a pass is asked for and leaves as it is."""
+    return tuple(
+        Change(layer.first_reader.name, f"{layer.name}: of {EXPERTS}, {why}")
+        for layer in layers
+        if EXPERTS in layer.roles and layer.matches(targets) and not layer.matches(ignore)
+    )
 
 
 def matches(pattern: str, name: str) -> bool:

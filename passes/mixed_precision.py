@@ -23,7 +23,7 @@ from planish.passes.inputs import samples_of, spread
 from planish.passes.layers import Patterns
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.sensitivity import TOKENS, Sensitivity, sensitivities
-from planish.passes.smoothing import chosen
+from planish.passes.smoothing import chosen, noted
 from planish.passes.trials import Decision, is_scored, least_lost, smallest_within
 from planish.passes.work import UNSEEN, Work
 
@@ -37,6 +37,9 @@ CANDIDATES = (
     Format(bits=3, group_size=None),
     Format(bits=2, group_size=64),
 )
+
+LEFT = "whose loss is not measured; as it is unless quantize_weights rounds it"
+"""What is said of the weights of experts."""
 
 
 def _at_least_one(candidates: tuple[Format, ...]) -> tuple[Format, ...]:
@@ -63,7 +66,7 @@ class MixedPrecision(LongPass):
     language model the choices that do without them are tried too, and the one is taken that loses
     least on samples that it was not made with. The layers are then rounded as by
     `quantize_weights` or `gptq`. Needs samples of text like the text to be served: `samples`. The
-    language-model head, embeddings and routers stay as they are.
+    language-model head, embeddings, experts and routers stay as they are.
     """
 
     contract: ClassVar[Contract] = Contract(numerics="lossy", isolation="kept")
@@ -118,7 +121,8 @@ class MixedPrecision(LongPass):
             warnings.warn(f"{CALLED}: {found.said}", GoalMissed, stacklevel=2)
         told = [_told(change, found.choice) for change in after.changes[len(program.changes) :]]
         changes = (*program.changes, Change("output", found.said), *told)
-        return dataclasses.replace(after, changes=changes)
+        after = dataclasses.replace(after, changes=changes)
+        return noted(after, program, self.targets, self.ignore, LEFT)
 
     def decide(
         self, program: Program, layers: Sequence[Sensitivity], work: Work = UNSEEN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +15,16 @@ from planish.ir.program import Program
 from planish.ir.quant import FP8
 from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.inputs import samples_of
-from planish.passes.layers import EMBEDDING, HEAD, LINEAR, Layer, Patterns, layers_of, unmatched
+from planish.passes.layers import (
+    EMBEDDING,
+    HEAD,
+    LINEAR,
+    Layer,
+    Patterns,
+    experts_left,
+    layers_of,
+    unmatched,
+)
 from planish.passes.sequential import walk
 from planish.passes.work import UNSEEN, Work
 
@@ -65,7 +75,8 @@ class QuantizeActivations(LongPass):
                 reads is rounded already, or static scales are asked for without samples.
         """
         with program.edit() as edit:
-            read_by = self._chosen(layers_of(edit.graph, program, packed=True), program)
+            layers = layers_of(edit.graph, program, packed=True)
+            read_by = self._chosen(layers, program)
             stored = {} if self.dynamic else self._calibrated(program, read_by, work)
             groups: dict[Any, list[fx.Node]] = {}
             for reader in filter(read_by.__contains__, edit.graph.nodes):
@@ -82,7 +93,8 @@ class QuantizeActivations(LongPass):
                 for reader in readers:
                     reader.update_arg(0, rounded)
                 edit.record(source, f"{', '.join(names)}: {self.scheme}")
-        return edit.program
+        left = experts_left(layers, self.targets, self.ignore, "whose inputs are not rounded")
+        return dataclasses.replace(edit.program, changes=(*edit.program.changes, *left))
 
     def _chosen(self, layers: Sequence[Layer], program: Program) -> dict[fx.Node, Layer]:
         """The products of the chosen layers."""

@@ -18,6 +18,7 @@ from planish.passes.format import Format, Override
 from planish.passes.inputs import Inputs, observed
 from planish.passes.layers import (
     EMBEDDING,
+    EXPERTS,
     HEAD,
     LINEAR,
     Layer,
@@ -53,6 +54,9 @@ class QuantizeWeights(Format, LongPass):
     `planish.passes.rounding`). No calibration samples are needed. The products stay in floating
     point: a weight is multiplied out where it is read, or inside a kernel made for that.
 
+    Experts count as linear layers, though one tensor holds the weights of all of them: their rows
+    are rounded like any others. What they read is not looked at, neither for scales nor for biases.
+
     The projection that makes the logits, the embeddings and the routers of mixtures of experts
     are left alone: they are sensitive, and the last are small.
     """
@@ -65,9 +69,9 @@ class QuantizeWeights(Format, LongPass):
     targets: Annotated[
         Patterns,
         Field(
-            description='Which layers: "Linear" for all linear layers; a name, with or without '
-            '".weight"; a glob such as "model.layers.0.*"; or a regular expression after '
-            '"re:", matched from the start.'
+            description='Which layers: "Linear" for all linear layers, experts among them; a name, '
+            'with or without ".weight"; a glob such as "model.layers.0.*"; or a regular '
+            'expression after "re:", matched from the start.'
         ),
     ] = ("Linear",)
     ignore: Annotated[
@@ -128,14 +132,13 @@ class QuantizeWeights(Format, LongPass):
             seen = self._observed(program, layers, work) if self.bias_correction else {}
             for layer in layers:
                 found = rounded[layer.name]
-                wrong = _wrong(layer, found.tensor, program.tensors) if seen else None
+                looked_at = any(node.name in seen for node in layer.node.users)
+                wrong = _wrong(layer, found.tensor, program.tensors) if looked_at else None
                 done = [_corrected(edit, one, wrong, seen) for one in layer.node.users]
                 note = f"{found.note}; bias corrected" if any(done) else found.note
-                made = found.tensor.insert(edit, layer.name, before=layer.first_reader)
-                what = (
-                    f"{layer.name}: {self.scheme_of(layer)}; relative error {found.error:.4f}{note}"
-                )
-                edit.replace(layer.node, made, what)
+                made = layer.insert(edit, found.tensor)
+                how = f"{self.scheme_of(layer)}; relative error {found.error:.4f}{note}"
+                edit.replace(layer.node, made, f"{layer.name}: {how}")
         return edit.program
 
     def _rounded(self, program: Program, layers: list[Layer], work: Work) -> Mapping[str, Rounded]:
@@ -151,7 +154,9 @@ class QuantizeWeights(Format, LongPass):
                 search=bool(self.clip_search),
                 squares=torch.stack(squares).sum(0) if squares else None,
             )
-            found[layer.name] = Rounded(*rounded)
+            blind = self.clip_search == "inputs" and not squares and not matrix.is_meta
+            note = "; searched without what it reads" if blind else ""
+            found[layer.name] = Rounded(*rounded, note)
             work.tell(done, len(layers))
         return found
 
@@ -177,7 +182,7 @@ class QuantizeWeights(Format, LongPass):
             if (layer.roles & asked or layer.matches(self.targets))
             and not layer.matches(self.ignore)
         ]
-        chosen = [layer for layer in wanted if layer.roles <= {LINEAR, *asked}]
+        chosen = [layer for layer in wanted if layer.roles <= {LINEAR, EXPERTS, *asked}]
         for layer in wanted:
             if layer not in chosen and (layer.roles & asked or not chosen):
                 raise NotApplicable(f"{self.called}: {_left_alone(layer, asked)}")

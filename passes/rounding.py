@@ -1,4 +1,4 @@
-"""Rounding a matrix to integers: the nearest codes, and the scale of each group."""
+"""Rounding matrices to integers: the nearest codes, and the scale of each group."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def round_to_nearest(
     search: bool = True,
     squares: Tensor | None = None,
 ) -> tuple[QuantizedTensor, float]:
-    """Round a matrix [N, K].
+    """Round a matrix [N, K], or a stack of them [..., N, K]; each row is rounded by itself.
 
     The plain scale fits the range of a group to that of the codes. A symmetric range of integers
     reaches one step further down than up, so the scale takes the sign that puts the largest number
@@ -40,9 +40,12 @@ def round_to_nearest(
     """
     planned = matrix.is_meta  # a tensor without data has nothing to search in, only shapes
     factors = FACTORS if search and not planned else (1.0,)
-    rows = matrix.shape[0] if planned else max(1, _CHUNK // matrix.shape[-1])
-    parts = [_round(part, scheme, factors, squares) for part in matrix.detach().split(rows)]
-    codes, scale, zero_point = (torch.cat(each) for each in zip(*parts, strict=True))
+    rows = matrix.detach().flatten(0, -2)
+    count = len(rows) if planned else max(1, _CHUNK // rows.shape[-1])
+    parts = [_round(part, scheme, factors, squares) for part in rows.split(count)]
+    codes, scale, zero_point = (
+        torch.cat(each).unflatten(0, matrix.shape[:-1]) for each in zip(*parts, strict=True)
+    )
     zeros = None if scheme.symmetric else zero_point
     made = QuantizedTensor.from_codes(scheme, matrix.dtype, codes, scale, zeros)
     if planned:

@@ -19,7 +19,7 @@ from planish.ir.quant import QuantScheme
 from planish.passes.contract import OPTIONS, Contract, LongPass
 from planish.passes.layers import Patterns
 from planish.passes.rounding import round_to_nearest
-from planish.passes.smoothing import Smoothing, chosen, smooth
+from planish.passes.smoothing import ALONG, Smoothing, chosen, noted, smooth
 from planish.passes.work import UNSEEN, Work
 
 ALPHAS = tuple(step / 10 for step in range(11))
@@ -72,7 +72,8 @@ class SmoothQuant(LongPass):
             extent = f"{len(factors)} factors from {factors.min():.3g} to {factors.max():.3g}"
             return factors, f"{extent}{found}"
 
-        return smooth(program, "smooth_quant", layers, _observed, decide, work)
+        after = smooth(program, "smooth_quant", layers, _observed, decide, work)
+        return noted(after, program, self.targets, self.ignore, ALONG)
 
 
 class Inputs(NamedTuple):

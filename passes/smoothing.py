@@ -21,9 +21,12 @@ from planish.ir.program import Change, Program
 from planish.ir.shapes import describe
 from planish.passes.contract import NotApplicable
 from planish.passes.inputs import samples_of
-from planish.passes.layers import LINEAR, Layer, layers_of, unmatched
+from planish.passes.layers import LINEAR, Layer, experts_left, layers_of, unmatched
 from planish.passes.sequential import walk
 from planish.passes.work import UNSEEN, Work
+
+ALONG = "which this pass does not look at; scaled along with layers that read the same"
+"""What a pass that scales says of the weights of experts."""
 
 Seen = TypeVar("Seen")
 """What a pass keeps of a value that layers read."""
@@ -92,9 +95,18 @@ def chosen(
     if not found:
         raise NotApplicable(
             f"{called}: targets and ignore leave no linear layer of {program.source.name} whose "
-            "weight is a tensor of its own, not quantized yet; scale before quantizing."
+            "weight is a tensor of its own, not of experts, not quantized yet; scale before "
+            "quantizing."
         )
     return found
+
+
+def noted(
+    after: Program, before: Program, targets: Iterable[str], ignore: Iterable[str], why: str
+) -> Program:
+    """The program after a pass for `chosen` layers, with a record of experts it was asked for."""
+    left = experts_left(layers_of(before.graph, before), targets, ignore, why)
+    return dataclasses.replace(after, changes=(*after.changes, *left))
 
 
 def _smoothings(

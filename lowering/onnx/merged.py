@@ -29,7 +29,7 @@ def linear(b: Builder, x: ir.Value, weight: Blocks, bias: ir.Value | None) -> ir
         return quantized.linear(b, x, weight, bias)
     # Every one of them emits the whole; equal calls give one node.
     parts = [part for node in together if (part := quantized.blocks(b, node.args[1], KERNEL))]
-    whole = quantized.linear(b, x, _below_one_another(b, parts), biases(b, together))
+    whole = quantized.linear(b, x, below_one_another(b, parts), biases(b, together))
     return own_part(b, whole, together, [part.rows for part in parts])
 
 
@@ -83,7 +83,8 @@ def _readers(argument: Any) -> list[fx.Node]:
     return list(argument.users)
 
 
-def _below_one_another(b: Builder, parts: Sequence[Blocks]) -> Blocks:
+def below_one_another(b: Builder, parts: Sequence[Blocks]) -> Blocks:
+    """Weights of one form as a single one with the rows of all."""
     first = parts[0]
     return Blocks(
         rows=sum(part.rows for part in parts),

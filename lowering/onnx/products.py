@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from planish.lowering.onnx import integer, merged, quantized
+from planish.lowering.onnx import experts, integer, merged, quantized
 from planish.lowering.onnx.builder import Builder, Emitter, Number
 
 aten = torch.ops.aten
@@ -37,7 +37,8 @@ def _linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value | None) ->
 
 
 def _matmul(b: Builder, x: ir.Value, y: ir.Value) -> ir.Value:
-    return b.op("MatMul", x, y)
+    by_experts = experts.product(b, x)
+    return b.op("MatMul", x, y) if by_experts is None else by_experts
 
 
 def _add_product(

@@ -74,8 +74,11 @@ def blocks(b: Builder, argument: Any, kernel: str) -> Blocks | None:
     if not isinstance(argument, fx.Node) or argument.target is not dequantize:
         return None
     name, weight = QuantizedTensor.read_by(argument, b.program.tensors)
-    if name in b.target.dense:
-        return None
+    return None if name in b.target.dense else blocks_of(b, name, weight, kernel)
+
+
+def blocks_of(b: Builder, name: str, weight: QuantizedTensor, kernel: str) -> Blocks | None:
+    """A weight of this name as a kernel reads it; None where that is ruled out."""
     size = _block_size(weight)
     fits = len(weight.shape) == 2 and size is not None and not weight.scheme.floating
     if kernel not in b.target.contrib or not fits or size is None:
@@ -199,7 +202,7 @@ def embedding(b: Builder, weight: Blocks, ids: ir.Value) -> ir.Value:
 
 def _dequantize(b: Builder, *_: Any) -> ir.Value:
     name, weight = QuantizedTensor.read_by(b.node, b.program.tensors)
-    return _standard(b, name, weight, turned=False)
+    return standard(b, name, weight, turned=False)
 
 
 def turned(b: Builder, argument: Any) -> ir.Value | None:
@@ -212,10 +215,10 @@ def turned(b: Builder, argument: Any) -> ir.Value | None:
         return None
     name, weight = QuantizedTensor.read_by(argument, b.program.tensors)
     alone = all(user.target is torch.ops.aten.linear.default for user in argument.users)
-    return _standard(b, name, weight, turned=True) if alone else None
+    return standard(b, name, weight, turned=True) if alone else None
 
 
-def _standard(b: Builder, name: str, weight: QuantizedTensor, *, turned: bool) -> ir.Value:
+def standard(b: Builder, name: str, weight: QuantizedTensor, *, turned: bool) -> ir.Value:
     """A weight, or its transpose, dequantized by `DequantizeLinear` along the blocked dimension.
 
     Blocks have the sizes that ONNX Runtime's kernels know, where those divide the groups.

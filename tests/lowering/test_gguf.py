@@ -151,6 +151,7 @@ def test_what_the_format_cannot_hold_is_refused(
     ("config", "why"),
     [
         ({"model_type": "opt"}, "GGUF files are written of llama, mistral"),
+        ({"model_type": "mixtral"}, "GGUF files are written of llama, mistral"),
         ({"model_type": "mistral", "sliding_window": 64}, "its attention has a window"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "its rotary positions are scaled"),
     ],

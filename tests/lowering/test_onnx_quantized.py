@@ -125,7 +125,7 @@ def test_groups_that_no_kernel_knows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("family", "products"),
-    [("llama", 8), ("qwen2", 8), ("gpt2", 8), ("phi", 6), ("qwen2_moe", 8), ("bert", 9)],
+    [("llama", 8), ("qwen2", 8), ("gpt2", 8), ("phi", 6), ("qwen2_moe", 20), ("bert", 9)],
 )
 def test_a_quantized_model(family: str, products: int, tmp_path: Path) -> None:
     """Products of one input are merged: query, key and value; gate and up."""

@@ -328,7 +328,7 @@ def test_a_head_is_rounded_to_nearest_and_says_so() -> None:
     _, llama = captured("llama", layers=1)
     made = Gptq(bits=4, group_size=32, lm_head=True)(llama)
     (head,) = (one.what for one in made.changes if one.what.startswith("lm_head"))
-    assert head.endswith("head or embedding: rounded to nearest")
+    assert head.endswith("; language-model head: rounded to nearest")
     plain = QuantizeWeights(bits=4, group_size=32, lm_head=True, targets=("lm_head",))(llama)
     name = "lm_head.weight_packed"
     assert torch.equal(made.tensors[name], plain.tensors[name])

@@ -206,8 +206,8 @@ def test_the_head_embeddings_and_routers_are_left_alone() -> None:
     _, program = captured("mixtral", 1)
     after = quantizer()(program)
     kinds = {name.split(".")[-2] for name in quantized_names(after)}
-    assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    assert len(after.changes) - len(program.changes) == 4
+    assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj", "experts"}
+    assert len(after.changes) - len(program.changes) == 6
 
 
 def test_the_head_and_the_embeddings_on_request() -> None:
