@@ -19,8 +19,8 @@ from planish.ir.program import Program
 from planish.ir.quant import QuantScheme
 from planish.passes.contract import OPTIONS, Contract, LongPass
 from planish.passes.layers import Patterns
-from planish.passes.quantize_weights import check_widths
 from planish.passes.rounding import round_to_nearest
+from planish.passes.selection import check_widths
 from planish.passes.sequential import second_moments
 from planish.passes.smoothing import Smoothing, chosen, smooth
 from planish.passes.work import UNSEEN, Work
