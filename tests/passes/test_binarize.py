@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.ir.capture.export import from_module
+from planish.ir.compare import compare
 from planish.ir.program import Program
 from planish.ir.quant import QuantizedTensor, dequantize
 from planish.lowering.onnx.lower import MODEL_FILE, lower
@@ -223,6 +224,15 @@ def test_layers_with_one_weight_share_codes_and_product() -> None:
     exact = binarized(rank=64)(before)
     x = before.samples[0]
     assert relative_error(exact.run(**x)["output"], before.run(**x)["output"]) < 1e-5
+
+
+def test_no_error_is_told_of_codes_that_a_product_makes_up_for() -> None:
+    before = program_of()
+    (first, second) = compare(before, binarized(rank=64, ignore=("second",))(before))
+    assert (first.error, second.error) == (None, 0.0)
+    (first, second) = compare(before, binarized(ignore=("second",))(before))
+    assert first.error is not None
+    assert 0.2 < first.error < 0.5
 
 
 @pytest.mark.parametrize("levels", [2, 3])
