@@ -25,7 +25,7 @@ Levels = Literal[2, 3]
 THRESHOLD = 0.7
 """Numbers below this share of their group's mean size are 0 at first (TWN)."""
 
-REFINEMENTS = 5
+REFINEMENTS = 4
 """How often scales are fitted to ternary codes, and codes to scales; they settle by then."""
 
 
@@ -153,14 +153,21 @@ def scales(groups: Tensor, weights: Tensor, scheme: QuantScheme, dtype: torch.dt
         dtype: in which scales are stored.
     """
     size = groups.abs()
-    binary = scheme.bits == 1
-    least = torch.zeros(()) if binary else THRESHOLD * size.mean(-1, keepdim=True)
-    for _ in range(1 if binary else REFINEMENTS):
-        share = weights * (size >= least)
-        scale = (size * share).sum(-1) / share.sum(-1).clamp_min(torch.finfo().tiny)
-        least = scale.unsqueeze(-1) / 2
+    if scheme.bits == 1:
+        scale = _mean_size(size, weights, torch.zeros(()))
+    else:
+        scale = _mean_size(size, weights, THRESHOLD * size.mean(-1, keepdim=True))
+        for _ in range(REFINEMENTS):
+            scale = _mean_size(size, weights, scale.unsqueeze(-1) / 2)
     # A scale of 0 has no nearest code; the least there is stands for it.
     return scale.clamp_min(torch.finfo(dtype).tiny).to(dtype).float()
+
+
+def _mean_size(size: Tensor, weights: Tensor, least: Tensor) -> Tensor:
+    """The weighted mean of a group's numbers of at least this size."""
+    share = weights * (size >= least)
+    mean: Tensor = (size * share).sum(-1) / share.sum(-1).clamp_min(torch.finfo().tiny)
+    return mean
 
 
 def low_rank(residual: Tensor, rank: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
