@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,9 +76,9 @@ def _delta(name: str, old: Layer | None, new: Layer | None, error: float | None)
 
 def _errors(before: Program, after: Program) -> dict[str, float | None]:
     """The relative error of each layer's weight, where both programs have one of one shape."""
-    successors = dict(_named_weights(after, before.tensors))
+    successors = _successors(before, after)
     largest: dict[str, tuple[str, fx.Node]] = {}
-    for name, node in _named_weights(before, before.tensors):
+    for node, (name, *_) in weights(before.graph):
         if node.meta["val"].is_floating_point():
             known = largest.setdefault(layer_of(name), (name, node))
             if node.meta["val"].numel() > known[1].meta["val"].numel():
@@ -91,11 +91,15 @@ def _errors(before: Program, after: Program) -> dict[str, float | None]:
     }
 
 
-def _named_weights(program: Program, known: Container[str]) -> Iterator[tuple[str, fx.Node]]:
-    """Each weight by the name of the tensor that it is, or that it was made from."""
-    for node, names in weights(program.graph):
-        if (name := _original(names[0], known)) is not None:
-            yield name, node
+def _successors(before: Program, after: Program) -> dict[str, fx.Node]:
+    """What each weight became; left out is what became several, such as codes and a product."""
+    found: dict[str, dict[str, fx.Node]] = {}
+    for node, names in weights(after.graph):
+        if (name := _original(names[0], before.tensors)) is not None:
+            found.setdefault(name, {})[names[0]] = node
+    return {
+        name: node for name, nodes in found.items() if len(nodes) == 1 for node in nodes.values()
+    }
 
 
 def _original(name: str, known: Container[str]) -> str | None:

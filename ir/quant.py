@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,7 +38,8 @@ class QuantScheme:
 
     Codes are integers, or floating-point numbers of 8 bits (E4M3). Codes and zero points are
     signed: from `low` to `high`. A group is a run of neighbours along the last dimension, the
-    input features of a linear layer; it has one scale.
+    input features of a linear layer; it has one scale. Codes of 1 bit are -1 and 1, without a
+    zero point: 0 is no code.
 
     Attributes:
         bits: of one code, 1 to 8; 8 if floating.
@@ -60,7 +61,9 @@ class QuantScheme:
     @property
     def high(self) -> float:
         """The largest code."""
-        return torch.finfo(FP8).max if self.floating else (1 << (self.bits - 1)) - 1
+        if self.floating:
+            return torch.finfo(FP8).max
+        return 1 if self.bits == 1 else (1 << (self.bits - 1)) - 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -93,6 +96,8 @@ class QuantScheme:
         """Round numbers to the nearest codes, in place; they stay in floating point."""
         if self.floating:
             return codes.copy_(codes.clamp_(self.low, self.high).to(FP8))
+        if self.bits == 1:
+            return codes.copy_(torch.where(codes < 0, -1.0, 1.0))
         return codes.round_().clamp_(self.low, self.high)
 
     def __str__(self) -> str:
@@ -100,6 +105,8 @@ class QuantScheme:
         extent = "per channel" if self.group_size is None else f"groups of {self.group_size}"
         if self.floating:
             return f"fp8 (E4M3), {extent}"
+        if self.bits == 1:
+            return f"binary, {extent}"
         return f"int{self.bits} {'symmetric' if self.symmetric else 'asymmetric'}, {extent}"
 
 
@@ -138,6 +145,16 @@ def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
     return codes.flatten(-2).narrow(-1, 0, length)
 
 
+def _packed(codes: Tensor, bits: int) -> Tensor:
+    """Codes of a scheme, packed: of 1 bit, -1 and 1 lie there as -1 and 0."""
+    return pack(codes >> 1 if bits == 1 else codes, bits)
+
+
+def _unpacked(packed: Tensor, bits: int, length: int) -> Tensor:
+    codes = unpack(packed, bits, length)
+    return codes * 2 + 1 if bits == 1 else codes
+
+
 def _period(bits: int) -> tuple[int, int]:
     """How many codes and how many words it takes until both end at the same bit."""
     common = math.lcm(bits, WORD)
@@ -153,7 +170,7 @@ def _dequantize(
     shape: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    stored = packed if packed.is_floating_point() else unpack(packed, bits, shape[-1])
+    stored = packed if packed.is_floating_point() else _unpacked(packed, bits, shape[-1])
     codes = stored.to(scale.dtype)
     grouped: Tensor = codes.unflatten(-1, (scale.shape[-1], -1))
     if zero_point is not None:
@@ -222,7 +239,7 @@ class QuantizedTensor:
         zeros = None
         if zero_point is not None:
             zeros = pack(zero_point.transpose(-1, -2), scheme.bits).transpose(-1, -2).contiguous()
-        packed = codes if scheme.floating else pack(codes, scheme.bits)
+        packed = codes if scheme.floating else _packed(codes, scheme.bits)
         return cls(scheme, tuple(codes.shape), dtype, packed, scale, zeros)
 
     @property
@@ -237,7 +254,7 @@ class QuantizedTensor:
         return (
             self.packed
             if self.scheme.floating
-            else unpack(self.packed, self.scheme.bits, self.shape[-1])
+            else _unpacked(self.packed, self.scheme.bits, self.shape[-1])
         )
 
     @property
@@ -258,6 +275,11 @@ class QuantizedTensor:
         zeros = None if self.zero_point is None else self.zero_point[index]
         parts = self.packed[index], self.scale[index], zeros
         return QuantizedTensor(self.scheme, self.shape[1:], self.dtype, *parts)
+
+    def widened(self, bits: int) -> QuantizedTensor:
+        """The same codes, each in more bits, for formats that lack codes of so few."""
+        scheme = replace(self.scheme, bits=bits)
+        return self.from_codes(scheme, self.dtype, self.codes, self.scale, self.zeros)
 
     def dequantize(self) -> Tensor:
         """The tensor it stands for."""

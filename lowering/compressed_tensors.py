@@ -23,6 +23,11 @@ ASYMMETRIC = (
     "Symmetric schemes load, and so does one asymmetric scheme alone."
 )
 
+BINARY = (
+    "weights of 1 bit, -1 or 1, are written in 2 bits each: compressed-tensors reads a single bit "
+    "as -1 or 0."
+)
+
 aten = torch.ops.aten
 
 
@@ -134,6 +139,8 @@ def parts_of(program: Program, forms: Mapping[str, Form]) -> dict[str, dict[str,
 
 
 def _weight(tensor: QuantizedTensor, *, packed: bool) -> dict[str, Tensor]:
+    if tensor.scheme.bits == 1:
+        tensor = tensor.widened(2)
     if packed:
         shape = {"weight_shape": torch.tensor(tensor.shape)}
         return {f"weight{suffix}": part for suffix, part in tensor.tensors.items()} | shape
@@ -153,7 +160,8 @@ def notes(forms: Mapping[str, Form]) -> tuple[str, ...]:
     kinds = set(forms.values())
     packed = [form for form in kinds if form.format == "pack-quantized"]
     mixed = len(kinds) > 1 and not all(form.weight.symmetric for form in packed)
-    return (ASYMMETRIC,) if mixed else ()
+    binary = any(form.weight.bits == 1 for form in kinds)
+    return (ASYMMETRIC,) * mixed + (BINARY,) * binary
 
 
 def config_of(forms: Mapping[str, Form], dense: list[str]) -> dict[str, Any]:
@@ -196,7 +204,7 @@ def config_of(forms: Mapping[str, Form], dense: list[str]) -> dict[str, Any]:
 
 def _weight_arguments(scheme: QuantScheme) -> dict[str, Any]:
     return {
-        "num_bits": scheme.bits,
+        "num_bits": max(scheme.bits, 2),
         "type": "float" if scheme.floating else "int",
         "symmetric": scheme.symmetric,
         "strategy": "channel" if scheme.group_size is None else "group",

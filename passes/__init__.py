@@ -1,6 +1,7 @@
 """Rewrites of a program, one file a pass, and the pipeline that checks what each promised."""
 
 from planish.passes.awq import Awq
+from planish.passes.binarize import Binarize
 from planish.passes.cast import Cast
 from planish.passes.contract import Pass
 from planish.passes.fuse_conv_bn import FuseConvBn
@@ -16,6 +17,7 @@ from planish.passes.smooth_quant import SmoothQuant
 __all__ = [
     "PASSES",
     "Awq",
+    "Binarize",
     "Cast",
     "FuseConvBn",
     "Gptq",
@@ -36,6 +38,7 @@ PASSES: dict[str, type[Pass]] = {
     "rotate": Rotate,
     "quantize_weights": QuantizeWeights,
     "gptq": Gptq,
+    "binarize": Binarize,
     "mixed_precision": MixedPrecision,
     "quantize_activations": QuantizeActivations,
     "quantize_scan": QuantizeScan,

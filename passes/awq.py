@@ -18,11 +18,11 @@ from torch import Tensor
 from planish.ir.program import Program
 from planish.ir.quant import QuantScheme
 from planish.passes.contract import OPTIONS, Contract, LongPass
-from planish.passes.layers import Patterns
-from planish.passes.quantize_weights import check_widths
+from planish.passes.layers import Patterns, noted
 from planish.passes.rounding import round_to_nearest
+from planish.passes.selection import check_widths
 from planish.passes.sequential import second_moments
-from planish.passes.smoothing import ALONG, Smoothing, chosen, noted, smooth
+from planish.passes.smoothing import ALONG, Smoothing, chosen, smooth
 from planish.passes.work import UNSEEN, Work
 
 TRIED = 128

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fnmatch
 import re
@@ -194,6 +195,14 @@ def experts_left(
         for layer in layers
         if EXPERTS in layer.roles and layer.matches(targets) and not layer.matches(ignore)
     )
+
+
+def noted(
+    after: Program, before: Program, targets: Iterable[str], ignore: Iterable[str], why: str
+) -> Program:
+    """The program after a pass, with a record of the experts that it was asked for and left."""
+    left = experts_left(layers_of(before.graph, before), targets, ignore, why)
+    return dataclasses.replace(after, changes=(*after.changes, *left))
 
 
 def matches(pattern: str, name: str) -> bool:

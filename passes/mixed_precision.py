@@ -20,10 +20,10 @@ from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.format import Format, Override
 from planish.passes.gptq import Gptq
 from planish.passes.inputs import samples_of, spread
-from planish.passes.layers import Patterns
+from planish.passes.layers import Patterns, noted
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.sensitivity import TOKENS, Sensitivity, sensitivities
-from planish.passes.smoothing import chosen, noted
+from planish.passes.smoothing import chosen
 from planish.passes.trials import Decision, is_scored, least_lost, smallest_within
 from planish.passes.work import UNSEEN, Work
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
@@ -13,29 +13,13 @@ from torch import Tensor, fx
 from planish.ir.edit import Edit
 from planish.ir.program import Program
 from planish.ir.quant import QuantizedTensor, QuantScheme
-from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
+from planish.passes.contract import OPTIONS, Contract, LongPass
 from planish.passes.format import Format, Override
 from planish.passes.inputs import Inputs, observed
-from planish.passes.layers import (
-    EMBEDDING,
-    EXPERTS,
-    HEAD,
-    LINEAR,
-    Layer,
-    Patterns,
-    layers_of,
-    unmatched,
-)
+from planish.passes.layers import EMBEDDING, EXPERTS, HEAD, Layer, Patterns
 from planish.passes.rounding import round_to_nearest
+from planish.passes.selection import Special, check_widths, selected
 from planish.passes.work import UNSEEN, Work
-
-_OPTIONS = {EMBEDDING: "embeddings", HEAD: "lm_head"}
-"""The option that asks for layers of a role that are otherwise left alone."""
-
-GROUP_SIZES = (32, 64, 128)
-
-SHOWN = 3
-"""How many names an error lists."""
 
 
 class Rounded(NamedTuple):
@@ -127,7 +111,7 @@ class QuantizeWeights(Format, LongPass):
                 to quantize, the group size does not divide a width, or samples are missing.
         """
         with program.edit() as edit:
-            layers = self._chosen(layers_of(edit.graph, program), program.source.name)
+            layers = self._chosen(edit.graph, program)
             rounded = self._rounded(program, layers, work)
             seen = self._observed(program, layers, work) if self.bias_correction else {}
             for layer in layers:
@@ -140,6 +124,27 @@ class QuantizeWeights(Format, LongPass):
                 how = f"{self.scheme_of(layer)}; relative error {found.error:.4f}{note}"
                 edit.replace(layer.node, made, f"{layer.name}: {how}")
         return edit.program
+
+    def _chosen(self, graph: fx.Graph, program: Program) -> list[Layer]:
+        special = {
+            EMBEDDING: Special("embeddings", self.embeddings),
+            HEAD: Special("lm_head", self.lm_head),
+        }
+        named = [pattern for one in self.overrides for pattern in one.targets]
+        chosen = selected(
+            self.called,
+            graph,
+            program,
+            self.targets,
+            self.ignore,
+            special,
+            also={EXPERTS},
+            named=named,
+        )
+        for size in dict.fromkeys(self.scheme_of(layer).group_size for layer in chosen):
+            wanting = [layer for layer in chosen if self.scheme_of(layer).group_size == size]
+            check_widths(self.called, size, wanting)
+        return chosen
 
     def _rounded(self, program: Program, layers: list[Layer], work: Work) -> Mapping[str, Rounded]:
         """What becomes of each layer's weight, by its name."""
@@ -166,35 +171,6 @@ class QuantizeWeights(Format, LongPass):
             return {}
         return observed(program, [layer.name for layer in layers], self.called, work)
 
-    def _chosen(self, layers: list[Layer], model: str) -> list[Layer]:
-        if not layers:
-            raise NotApplicable(
-                f"{self.called}: {model} has no linear layer whose weight is a tensor of its "
-                "own, not quantized yet; there is nothing to do."
-            )
-        special = [pattern for one in self.overrides for pattern in one.targets]
-        if problem := unmatched((*self.targets, *self.ignore, *special), layers):
-            raise NotApplicable(f"{self.called}: {problem}")
-        asked = {role for role, option in _OPTIONS.items() if getattr(self, option)}
-        wanted = [
-            layer
-            for layer in layers
-            if (layer.roles & asked or layer.matches(self.targets))
-            and not layer.matches(self.ignore)
-        ]
-        chosen = [layer for layer in wanted if layer.roles <= {LINEAR, EXPERTS, *asked}]
-        for layer in wanted:
-            if layer not in chosen and (layer.roles & asked or not chosen):
-                raise NotApplicable(f"{self.called}: {_left_alone(layer, asked)}")
-        if not chosen:
-            raise NotApplicable(
-                f"{self.called}: ignore leaves none of the layers that targets name in {model}."
-            )
-        for size in dict.fromkeys(self.scheme_of(layer).group_size for layer in chosen):
-            wanting = [layer for layer in chosen if self.scheme_of(layer).group_size == size]
-            check_widths(self.called, size, wanting)
-        return chosen
-
 
 def _wrong(layer: Layer, rounded: QuantizedTensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """What rounding added to a layer's weight, float64 [N, K]."""
@@ -218,44 +194,3 @@ def _corrected(
     old = edit.tensors[name]
     edit.tensors[name] = (old.double() - wrong @ seen[reader.name].mean).to(old.dtype)
     return True
-
-
-def check_widths(called: str, size: int | None, layers: Sequence[Layer]) -> None:
-    """Refuse a group size that does not divide every width.
-
-    Raises:
-        NotApplicable: naming the pass, layers that it does not fit, and a size that does.
-    """
-    if size is None:
-        return
-    wrong = [layer for layer in layers if layer.width % size]
-    if not wrong:
-        return
-    widths = sorted({layer.width for layer in wrong})
-    fitting = [other for other in GROUP_SIZES if not any(width % other for width in widths)]
-    remedy = (
-        f"group_size: {min(fitting, key=lambda other: abs(other - size))} does"
-        if fitting
-        else "no size on offer does; group_size: null (per channel) fits any width"
-    )
-    raise NotApplicable(
-        f"{called}: a group size of {size} does not divide the input "
-        f"features of {_listed([layer.names[0] for layer in wrong])} "
-        f"({_listed(widths)}); {remedy}. Or name these layers under ignore."
-    )
-
-
-def _left_alone(layer: Layer, asked: set[str]) -> str:
-    """Why a layer that was asked for is not quantized, and what would change that."""
-    missing = sorted(layer.roles - asked - {LINEAR})
-    what = f"{layer.names[0]} is the {' and the '.join(sorted(layer.roles))}"
-    options = [f"{_OPTIONS[role]}: true" for role in missing if role in _OPTIONS]
-    if len(options) < len(missing):
-        return f"{what} of experts, which stays in floating point; take it out of targets."
-    return f"{what} of this model, which stays as it is unless you set {' and '.join(options)}."
-
-
-def _listed(things: Sequence[object]) -> str:
-    """The first few, and how many more there are."""
-    more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
-    return ", ".join(map(str, things[:SHOWN])) + more

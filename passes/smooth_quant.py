@@ -17,9 +17,9 @@ from planish.ir.activations import INT8, fake_quantize
 from planish.ir.program import Program
 from planish.ir.quant import QuantScheme
 from planish.passes.contract import OPTIONS, Contract, LongPass
-from planish.passes.layers import Patterns
+from planish.passes.layers import Patterns, noted
 from planish.passes.rounding import round_to_nearest
-from planish.passes.smoothing import ALONG, Smoothing, chosen, noted, smooth
+from planish.passes.smoothing import ALONG, Smoothing, chosen, smooth
 from planish.passes.work import UNSEEN, Work
 
 ALPHAS = tuple(step / 10 for step in range(11))

@@ -21,7 +21,7 @@ from planish.ir.program import Change, Program
 from planish.ir.shapes import describe
 from planish.passes.contract import NotApplicable
 from planish.passes.inputs import samples_of
-from planish.passes.layers import LINEAR, Layer, experts_left, layers_of, unmatched
+from planish.passes.layers import LINEAR, Layer, layers_of, unmatched
 from planish.passes.sequential import walk
 from planish.passes.work import UNSEEN, Work
 
@@ -99,14 +99,6 @@ def chosen(
             "quantizing."
         )
     return found
-
-
-def noted(
-    after: Program, before: Program, targets: Iterable[str], ignore: Iterable[str], why: str
-) -> Program:
-    """The program after a pass for `chosen` layers, with a record of experts it was asked for."""
-    left = experts_left(layers_of(before.graph, before), targets, ignore, why)
-    return dataclasses.replace(after, changes=(*after.changes, *left))
 
 
 def _smoothings(

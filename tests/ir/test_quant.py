@@ -90,6 +90,22 @@ def test_codes_survive_a_round_trip(scheme: QuantScheme) -> None:
     assert torch.equal(codes, unpack(tensor.packed, scheme.bits, 96).float())
 
 
+def test_codes_of_one_bit_are_signs() -> None:
+    scheme = QuantScheme(1, 32)
+    weight = torch.randn(4, 64)
+    codes = scheme.nearest(scheme.grouped(weight), torch.full((4, 2), 0.5)).flatten(-2)
+    assert codes.unique().tolist() == [-1, 1]
+    scale = torch.full((4, 2), 0.5)
+    tensor = QuantizedTensor.from_codes(scheme, torch.float32, codes.to(torch.int8), scale)
+    assert tensor.packed.nbytes == weight.numel() / 8
+    assert torch.equal(tensor.codes, codes.to(torch.int8))
+    assert torch.equal(tensor.dequantize(), torch.where(weight < 0, -0.5, 0.5))
+    wide = tensor.widened(2)
+    assert wide.scheme == QuantScheme(2, 32)
+    assert torch.equal(wide.dequantize(), tensor.dequantize())
+    assert str(scheme) == "binary, groups of 32"
+
+
 def test_codes_are_rounded_to_the_nearest_and_clamped() -> None:
     scheme = QuantScheme(4, group_size=2)
     grouped = torch.tensor([[[0.4, -0.6], [9.0, -9.0]]])

@@ -20,8 +20,10 @@ from planish.ir.capture.huggingface import capture_model, from_checkpoint
 from planish.ir.program import Program
 from planish.ir.quant import QuantizedTensor, dequantize
 from planish.lowering.checkpoint import write_checkpoint
-from planish.lowering.compressed_tensors import NotExpressible
+from planish.lowering.compressed_tensors import BINARY, NotExpressible
+from planish.passes.binarize import Binarize
 from planish.passes.fuse_conv_bn import FuseConvBn
+from planish.passes.levels import Levels
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_weights import QuantizeWeights
 from support import reload
@@ -90,6 +92,22 @@ def test_quantized_layers_load_in_transformers(
     assert group["weights"]["num_bits"] == options["bits"]
     assert "lm_head" in config["ignore"]
     assert "sparsity_config" not in config
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+def test_binary_and_ternary_layers_load_in_transformers(
+    levels: Levels, llama: Program, tmp_path: Path
+) -> None:
+    program = Binarize(levels=levels, group_size=32, calibration="none")(llama)
+    files = write_checkpoint(program, llama, tmp_path)
+    assert files.notes == ((BINARY,) if levels == 2 else ())
+    _reload(tmp_path, program)
+
+
+def test_a_product_beside_a_layer_has_no_checkpoint(llama: Program, tmp_path: Path) -> None:
+    program = Binarize(levels=3, group_size=32, rank=4, calibration="none")(llama)
+    with pytest.raises(NotExpressible, match=r"passes added.*tensors \(.*weight_left"):
+        write_checkpoint(program, llama, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ SCHEMES = [
     QuantScheme(4, None),
     QuantScheme(2, 16, symmetric=False),
     QuantScheme(3, 64),
+    QuantScheme(1, 64),
     QuantScheme(6, 96, symmetric=False),
 ]
 UNFIT = QuantScheme(4, 8)

@@ -16,6 +16,7 @@ from planish.ir.program import Program
 from planish.ir.shapes import well_formed
 from planish.passes import PASSES, name_of
 from planish.passes.awq import Awq
+from planish.passes.binarize import Binarize
 from planish.passes.cast import Cast
 from planish.passes.choice import Target
 from planish.passes.contract import Contract, NotApplicable, Pass
@@ -127,6 +128,11 @@ CASES: dict[str, tuple[Pass, ...]] = {
         Gptq(bits=4, group_size=32),
         Gptq(bits=8, group_size=None, symmetric=False, activation_order=False),
     ),
+    "binarize": (
+        Binarize(levels=2, group_size=32, rank=16),
+        Binarize(levels=3, group_size=None, rank=16, calibration="inputs"),
+        Binarize(levels=3, group_size=32, calibration="none"),
+    ),
     "quantize_activations": (
         QuantizeActivations(),
         QuantizeActivations(type="float"),
@@ -152,6 +158,7 @@ NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
         given,
     ),
     "gptq": lambda given: (Gptq(bits=4, group_size=32, ignore=("Linear",)), given),
+    "binarize": lambda given: (Binarize(levels=3, group_size=32, ignore=("Linear",)), given),
     "quantize_activations": lambda given: (QuantizeActivations(ignore=("Linear",)), given),
     "quantize_scan": lambda given: (QuantizeScan(), given),
     "mixed_precision": lambda given: (
@@ -166,6 +173,7 @@ NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
 ERROR = {
     **dict.fromkeys(("fuse_conv_bn", "smooth_quant", "awq", "rotate"), 1e-6),
     **dict.fromkeys(("quantize_weights", "gptq", "mixed_precision"), 0.2),
+    "binarize": 0.5,
     **dict.fromkeys(("cast", "isolate"), 0.02),
     **dict.fromkeys(("quantize_activations", "quantize_scan"), 0.05),
 }

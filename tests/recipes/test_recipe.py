@@ -120,6 +120,7 @@ ZOO = [
     "fp8",
     "isolate",
     "mamba-w8a8",
+    "ternary",
     "w4a16",
     "w4a16-awq",
     "w4a16-gptq",
