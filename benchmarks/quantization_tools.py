@@ -1,11 +1,11 @@
 """One tool quantizes one model: run by `quantization.py` with the Python that has the tool.
 
-    PYTHON quantization_tools.py quantize TOOL METHOD MODEL TOKENS OUT
-    PYTHON quantization_tools.py evaluate TOOL OUT TOKENS
+    PYTHON quantization_tools.py quantize TOOL METHOD GROUP MODEL TOKENS OUT
+    PYTHON quantization_tools.py evaluate TOOL OUT TOKENS QUESTIONS
 
 Each tool is imported where it is used: a Python has only one of them. Each gets the same model in
-float32 and the same calibration samples, and is asked for 4-bit symmetric weights in groups of 64
-of all linear layers but the head. The last line printed is JSON.
+float32 and the same calibration samples, and is asked for 4-bit symmetric weights in groups of
+GROUP of all linear layers but the head. The last line printed is JSON.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-BITS, GROUP = 4, 64
+BITS = 4
 BATCH = 4
 
 
@@ -26,11 +26,11 @@ def tokens_of(path: str) -> torch.Tensor:
     return torch.tensor(json.loads(Path(path).read_text()))
 
 
-def planish(method: str, model: str, tokens: torch.Tensor, out: Path) -> float:
+def planish(method: str, group: int, model: str, tokens: torch.Tensor, out: Path) -> float:
     """`planish.optimize` with a recipe: of the zoo, or written here."""
     from planish import optimize  # noqa: PLC0415
 
-    weights = {"bits": BITS, "group_size": GROUP}
+    weights = {"bits": BITS, "group_size": group}
     recipes: dict[str, Any] = {
         "rtn": [{"quantize_weights": {**weights, "clip_search": False}}],
         "rtn+search": [{"quantize_weights": weights}],
@@ -46,7 +46,7 @@ def planish(method: str, model: str, tokens: torch.Tensor, out: Path) -> float:
     return sum(step.seconds for step in result.steps)
 
 
-def llmcompressor(method: str, model: str, tokens: torch.Tensor, out: Path) -> float:
+def llmcompressor(method: str, group: int, model: str, tokens: torch.Tensor, out: Path) -> float:
     """llm-compressor's one-shot run, with its defaults but for bits and groups."""
     from datasets import Dataset  # noqa: PLC0415
     from llmcompressor import oneshot  # noqa: PLC0415
@@ -63,7 +63,7 @@ def llmcompressor(method: str, model: str, tokens: torch.Tensor, out: Path) -> f
             "type": "int",
             "symmetric": True,
             "strategy": "group",
-            "group_size": GROUP,
+            "group_size": group,
         },
     }
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -85,12 +85,12 @@ def llmcompressor(method: str, model: str, tokens: torch.Tensor, out: Path) -> f
     return seconds
 
 
-def gptqmodel(method: str, model: str, tokens: torch.Tensor, out: Path) -> float:
+def gptqmodel(method: str, group: int, model: str, tokens: torch.Tensor, out: Path) -> float:
     """GPTQModel with its defaults but for bits and groups."""
     from gptqmodel import GPTQModel, QuantizeConfig  # noqa: PLC0415
 
     assert method == "gptq"
-    config = QuantizeConfig(bits=BITS, group_size=GROUP, sym=True)
+    config = QuantizeConfig(bits=BITS, group_size=group, sym=True)
     loaded = GPTQModel.load(model, config, device="cpu", dtype=torch.float32)
     data = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in tokens.tolist()]
     start = time.perf_counter()
@@ -121,6 +121,34 @@ def perplexity(model: Any, windows: torch.Tensor) -> float:
     return math.exp(total / (windows.shape[0] * (windows.shape[1] - 1)))
 
 
+def letter_scores(model: Any, questions: dict[str, Any]) -> list[list[float]]:
+    """How probable each prompt makes each letter: log-likelihoods by question and letter."""
+    letters = questions["letters"]
+    found = []
+    with torch.no_grad():
+        for prompt in questions["prompts"]:
+            logits = model(input_ids=torch.tensor([prompt]), logits_to_keep=1).logits[0, -1]
+            found.append(logits.float().log_softmax(-1)[letters].tolist())
+    return found
+
+
+def evaluate(tool: str, folder: str, tokens: str, questions: str) -> dict[str, Any]:
+    """What a model makes of the windows and of the questions."""
+    model = load(tool, folder)
+    return {
+        "perplexity": perplexity(model, tokens_of(tokens)),
+        "letter_scores": letter_scores(model, json.loads(Path(questions).read_text())),
+    }
+
+
+def quantize(
+    tool: str, method: str, group: str, model: str, tokens: str, out: str
+) -> dict[str, Any]:
+    """Let a tool write its model; what that took."""
+    seconds = TOOLS[tool](method, int(group), model, tokens_of(tokens), Path(out))
+    return {"seconds": seconds, "peak_memory_mb": peak_memory()}
+
+
 def peak_memory() -> float:
     """The most memory that this process held, in MB."""
     status = Path("/proc/self/status").read_text()
@@ -133,15 +161,8 @@ TOOLS = {"planish": planish, "llmcompressor": llmcompressor, "gptqmodel": gptqmo
 
 def main() -> None:
     """Do what the arguments say."""
-    what, tool, *given = sys.argv[1:]
-    if what == "evaluate":
-        folder, tokens = given
-        found: dict[str, float] = {"perplexity": perplexity(load(tool, folder), tokens_of(tokens))}
-    else:
-        method, model, tokens, out = given
-        seconds = TOOLS[tool](method, model, tokens_of(tokens), Path(out))
-        found = {"seconds": seconds, "peak_memory_mb": peak_memory()}
-    print(json.dumps(found))
+    what, *given = sys.argv[1:]
+    print(json.dumps({"quantize": quantize, "evaluate": evaluate}[what](*given)))
 
 
 if __name__ == "__main__":

@@ -77,6 +77,18 @@ class Tokenizer:
         first = self.encode("")[:1]
         return first if first == [self._tokenizer.bos_token_id] else []
 
+    def rows(self, tokens: list[int], count: int, length: int) -> list[list[int]]:
+        """The first tokens of a text, cut into at most `count` rows, each as long as `length`.
+
+        Each row begins with `prefix`: a model that was trained to find it there computes without it
+        what it never does in use (Gemma 3 270M's perplexity nearly doubles).
+        """
+        first = self.prefix
+        room = length - len(first)
+        rest = tokens[len(first) :] if tokens[: len(first)] == first else tokens
+        count = min(count, len(rest) // room)
+        return [first + rest[n * room : (n + 1) * room] for n in range(count)]
+
     @property
     def end(self) -> int | None:
         """The token that ends a text."""

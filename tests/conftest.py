@@ -21,6 +21,12 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Gemma 3 270M, the base model, as a Hugging Face folder; for slow tests only (240 MB)."""
+    return assets.gemma3()
+
+
+@pytest.fixture(scope="session")
 def minilm() -> Path:
     """all-MiniLM-L6-v2, a BERT, as a Hugging Face folder."""
     return assets.fetch("minilm")

@@ -116,6 +116,14 @@ def test_a_text_calibrates_with_more_than_it_checks(
     assert [tuple(check["input_ids"].shape) for check in checks] == [(1, LENGTH)] * CHECKED
 
 
+def test_rows_of_a_text_begin_as_texts_begin(checkpoint: Path) -> None:
+    tokenizer = Tokenizer(checkpoint)
+    assert tokenizer.rows([1, 2, 3, 4, 5], 9, 2) == [[1, 2], [3, 4]]
+    tokenizer.prefix = [257]
+    assert tokenizer.rows([257, 1, 2, 3, 4, 5], 9, 3) == [[257, 1, 2], [257, 3, 4]]
+    assert tokenizer.rows([1, 2, 3, 4, 5], 1, 3) == [[257, 1, 2]]
+
+
 def test_given_batches_all_calibrate_and_few_rows_are_checked(program: Program) -> None:
     rows = torch.arange(18).reshape(3, 6)
     given = [{"input_ids": rows + n} for n in range(6)]
