@@ -20,7 +20,7 @@ from planish.ir.program import Program
 from planish.ir.progress import Progress
 from planish.lowering import artifact
 from planish.lowering.artifact import MANIFEST, MEASUREMENTS, ONNX_MODEL, Manifest
-from planish.lowering.checkpoint import write_checkpoint
+from planish.lowering.checkpoint import copy_companions, write_checkpoint
 from planish.lowering.compressed_tensors import NotExpressible
 from planish.lowering.gguf import write_gguf
 from planish.lowering.onnx.lower import lower
@@ -132,6 +132,7 @@ def _write_checkpoint(result: Result, staging: Path) -> tuple[dict[str, int], tu
     try:
         written = write_checkpoint(result.program, result.original, staging)
     except NotExpressible as error:
+        copy_companions(result.original.source, staging)  # sessions read the tokenizer
         return {}, (f"no Hugging Face checkpoint was written: {error}",)
     return {CHECKPOINT: written.nbytes}, tuple(written.notes)
 

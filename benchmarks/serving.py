@@ -130,24 +130,29 @@ def main() -> None:
         folders = artifacts(folder)
         genai = folder / "genai" if has_genai else None
         load = recent_load()
-        rows = speeds(folders, genai, given.rounds)
+        found: dict[str, Any] = {
+            "machine": asdict(this_machine()),
+            "load_at_start": load,
+            "rows": speeds(folders, genai, given.rounds),
+            "artifacts": {},
+        }
+        keep(found)
         text = assets.fetch("wikitext2") / "test.parquet"
-        judged = {}
         for name, path in folders.items():
             session = Session.open(path)
-            judged[name] = {
+            judged = {
                 "perplexity": evaluate(session, text, max_tokens=TOKENS).perplexity.value,
                 "onnx_bytes": sum(one.stat().st_size for one in (path / "onnx").iterdir()),
                 "isolation": session.manifest["isolation"],
             }
-            print(name, json.dumps(judged[name]), flush=True)
-    result = {
-        "machine": asdict(this_machine()),
-        "load_at_start": load,
-        "rows": rows,
-        "artifacts": judged,
-    }
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+            print(name, json.dumps(judged), flush=True)
+            found["artifacts"][name] = judged
+            keep(found)
+
+
+def keep(found: dict[str, Any]) -> None:
+    """Write what was measured so far."""
+    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def write_checkpoint(
         index = {"metadata": written.metadata, "weight_map": written.tensor_to_filename}
         _write_json(folder / INDEX, index)
     _write_json(folder / "config.json", _config(program, quantized))
-    _copy_companions(original.source, folder)
+    copy_companions(original.source, folder)
     paths = tuple(folder / name for name in written.filename_to_tensors)
     nbytes = sum(path.stat().st_size for path in paths)
     return CheckpointFiles(paths, nbytes, notes(quantized))
@@ -182,7 +182,7 @@ def _dense_layers(program: Program, quantized: Mapping[str, Form]) -> list[str]:
     return sorted(name.removesuffix(".weight") for name in matrices - flat - embeddings)
 
 
-def _copy_companions(source: Source, folder: Path) -> None:
+def copy_companions(source: Source, folder: Path) -> None:
     """Carry tokenizer and generation config along; a GGUF file has the tokenizer inside."""
     if source.folder is None:
         return

@@ -81,6 +81,21 @@ def test_two_runs_give_the_same_bytes(converted: tuple[Path, Path]) -> None:
     assert manifests[0] == manifests[1]
 
 
+def test_without_a_checkpoint_the_tokenizer_is_carried_along(
+    model: Path, tmp_path: Path, run: Run
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(model, source)
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "r.yaml").write_text("passes: [rotate]")
+    ran = run("convert", source, "-r", tmp_path / "r.yaml", "-o", tmp_path / "out")
+    assert ran.code == 0
+    notes = artifact.read_manifest(tmp_path / "out")["notes"]
+    assert any(note.startswith("no Hugging Face checkpoint was written: ") for note in notes)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
 def test_json_is_for_machines(model: Path, recipe: Path, tmp_path: Path, run: Run) -> None:
     ran = run("convert", model, "-r", recipe, "-o", tmp_path / "out", "--target", "torch", "--json")
     told = json.loads(ran.out)
