@@ -88,6 +88,7 @@ passes:
     type: int
     targets: ['*.mlp.*']
     ignore: []
+    overrides: []
     clip_search: true
     bias_correction: false
     embeddings: false
@@ -99,6 +100,7 @@ passes:
     type: int
     targets: [Linear]
     ignore: []
+    overrides: []
     clip_search: true
     bias_correction: false
     embeddings: false
