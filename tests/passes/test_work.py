@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from planish.ir.program import Program
 from planish.ir.progress import Progress
 from planish.passes import gptq, name_of
 from planish.passes.awq import Awq
+from planish.passes.compensation import Rounding, compensated
 from planish.passes.contract import Pass
 from planish.passes.gptq import Gptq
 from planish.passes.pipeline import apply
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_weights import QuantizeWeights
-from planish.passes.sequential import second_moments, walk
+from planish.passes.sequential import walk
 from planish.passes.smooth_quant import SmoothQuant
 from planish.passes.work import StaleWork
 
@@ -90,11 +92,11 @@ def test_an_interrupted_run_goes_on_where_it_ended(
     ]
     widths = []
 
-    def counted(inputs: list[Tensor]) -> tuple[Tensor, int]:
-        widths.append(inputs[0].shape[-1])
-        return second_moments(inputs)
+    def counted(matrix: Tensor, *given: Any) -> Rounding:
+        widths.append(matrix.shape[-1])
+        return compensated(matrix, *given)
 
-    monkeypatch.setattr(gptq, "second_moments", counted)
+    monkeypatch.setattr(gptq, "compensated", counted)
     resumed, _ = apply(program, [GPTQ], names=name_of, resume=tmp_path)
     assert widths == [64]  # of the last layer alone
     assert resumed.text() == whole.text()
