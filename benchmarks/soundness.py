@@ -5,7 +5,7 @@
 Programs are drawn as ATen and as ONNX, each by a seed of its own, and run with every request in
 turn kept and all others replaced (`tests/support/fuzz.py`). Figures go to
 `benchmarks/results/soundness.json`; programs that contradict their verdict are printed, and the
-script ends with 1. It takes over an hour of one core.
+script ends with 1. It takes a quarter of an hour of one core.
 """
 
 import json
