@@ -149,8 +149,7 @@ class Binarize(LongPass):
 def _insert(edit: Edit, layer: Layer, made: Split, note: str) -> None:
     """Let the readers of a layer's weight read its codes, and add the product to what they give."""
     first, readers = layer.first_reader, list(layer.node.users)
-    weight = made.codes.insert(edit, layer.name, before=first)
-    edit.replace(layer.node, weight, f"{layer.name}: {note}")
+    edit.replace(layer.node, layer.insert(edit, made.codes), f"{layer.name}: {note}")
     if not made.left.shape[1]:
         return
     left = edit.read(f"{layer.name}_left", made.left, before=first)

@@ -186,22 +186,30 @@ def _names(tensors: Sequence[str], roles: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*layers, *tensors, *modules, *classes]))
 
 
-def experts_left(
-    layers: Iterable[Layer], targets: Iterable[str], ignore: Iterable[str], why: str
-) -> tuple[Change, ...]:
-    """A record of each weight of experts that a pass is asked for and leaves as it is."""
-    return tuple(
+def noted(
+    after: Program,
+    before: Program,
+    targets: Iterable[str],
+    ignore: Iterable[str],
+    why: str,
+    *,
+    packed: bool = False,
+) -> Program:
+    """The program after a pass, with a record of the experts that it was asked for and left.
+
+    Args:
+        after: what the pass made.
+        before: what it was given.
+        targets: which layers it was asked for.
+        ignore: which of these not.
+        why: what became of the experts instead.
+        packed: whether the pass takes layers whose weights are quantized, too.
+    """
+    left = (
         Change(layer.first_reader.name, f"{layer.name}: of {EXPERTS}, {why}")
-        for layer in layers
+        for layer in layers_of(before.graph, before, packed=packed)
         if EXPERTS in layer.roles and layer.matches(targets) and not layer.matches(ignore)
     )
-
-
-def noted(
-    after: Program, before: Program, targets: Iterable[str], ignore: Iterable[str], why: str
-) -> Program:
-    """The program after a pass, with a record of the experts that it was asked for and left."""
-    left = experts_left(layers_of(before.graph, before), targets, ignore, why)
     return dataclasses.replace(after, changes=(*after.changes, *left))
 
 

@@ -7,14 +7,13 @@ import functools
 import glob
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from planish.ir.program import Change, Program
 from planish.ir.progress import Progress, silent
-from planish.ir.quant import QuantScheme
 from planish.passes.choice import Choice, Target, Trades
 from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.format import Format, Override
@@ -180,13 +179,14 @@ class MixedPrecision(LongPass):
         if not named:
             return []
         common = max(named, key=lambda scheme: len(named[scheme]))
+        formats = {one.scheme: dataclasses.asdict(one) for one in self.candidates}
         kind = Gptq if self.algorithm == "gptq" else QuantizeWeights
         return [
             kind(
-                **_format(common),
+                **formats[common],
                 targets=tuple(name for names in named.values() for name in names),
                 overrides=tuple(
-                    Override(**_format(scheme), targets=names)
+                    Override(**formats[scheme], targets=names)
                     for scheme, names in named.items()
                     if scheme != common
                 ),
@@ -219,16 +219,6 @@ def _without_coarse(layer: Sensitivity, floor: int) -> Sensitivity:
     """A layer whose options have so many bits at least, or are to stay as it is."""
     fine = [one for one in layer.options if one.scheme is None or one.scheme.bits >= floor]
     return dataclasses.replace(layer, options=tuple(fine))
-
-
-def _format(scheme: QuantScheme) -> dict[str, Any]:
-    """The options of a format."""
-    return {
-        "bits": scheme.bits,
-        "group_size": scheme.group_size,
-        "symmetric": scheme.symmetric,
-        "type": "float" if scheme.floating else "int",
-    }
 
 
 def _told(change: Change, choice: Choice) -> Change:

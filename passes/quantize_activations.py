@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -21,12 +20,15 @@ from planish.passes.layers import (
     LINEAR,
     Layer,
     Patterns,
-    experts_left,
     layers_of,
+    noted,
     unmatched,
 )
 from planish.passes.sequential import walk
 from planish.passes.work import UNSEEN, Work
+
+LEFT = "whose inputs are not rounded"
+"""What is said of the weights of experts."""
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -75,8 +77,7 @@ class QuantizeActivations(LongPass):
                 reads is rounded already, or static scales are asked for without samples.
         """
         with program.edit() as edit:
-            layers = layers_of(edit.graph, program, packed=True)
-            read_by = self._chosen(layers, program)
+            read_by = self._chosen(layers_of(edit.graph, program, packed=True), program)
             stored = {} if self.dynamic else self._calibrated(program, read_by, work)
             groups: dict[Any, list[fx.Node]] = {}
             for reader in filter(read_by.__contains__, edit.graph.nodes):
@@ -93,8 +94,7 @@ class QuantizeActivations(LongPass):
                 for reader in readers:
                     reader.update_arg(0, rounded)
                 edit.record(source, f"{', '.join(names)}: {self.scheme}")
-        left = experts_left(layers, self.targets, self.ignore, "whose inputs are not rounded")
-        return dataclasses.replace(edit.program, changes=(*edit.program.changes, *left))
+        return noted(edit.program, program, self.targets, self.ignore, LEFT, packed=True)
 
     def _chosen(self, layers: Sequence[Layer], program: Program) -> dict[fx.Node, Layer]:
         """The products of the chosen layers."""

@@ -22,28 +22,8 @@ from planish.passes.contract import NotApplicable
 from planish.passes.levels import Levels, Seen, low_rank, scales, scheme_of, split
 from planish.passes.pipeline import apply, relative_error
 from support.captured import captured
-
-BEFORE = """\
-program Pair for 1 <= B
-  %x: f32[B, 64] = input
-  %linear: f32[B, 32] = aten.linear(%x, @first.weight, @first.bias)
-  %relu: f32[B, 32] = aten.relu(%linear)
-  %linear_1: f32[B, 8] = aten.linear(%relu, @second.weight)
-  return output=%linear_1
-"""
-
-BINARY = """\
-program Pair for 1 <= B
-  %x: f32[B, 64] = input
-  %dequantize: f32[32, 64] = planish.dequantize(@first.weight_packed, @first.weight_scale, None, \
-1, 32, [32, 64], f32)
-  %linear: f32[B, 32] = aten.linear(%x, %dequantize, @first.bias)
-  %relu: f32[B, 32] = aten.relu(%linear)
-  %dequantize_1: f32[8, 32] = planish.dequantize(@second.weight_packed, @second.weight_scale, \
-None, 1, 32, [8, 32], f32)
-  %linear_1: f32[B, 8] = aten.linear(%relu, %dequantize_1)
-  return output=%linear_1
-"""
+from support.pair import BEFORE, Pair, packed_text
+from support.tensors import correlated
 
 TERNARY_AND_PRODUCT = """\
 program Pair for 1 <= B
@@ -60,16 +40,6 @@ program Pair for 1 <= B
 """
 
 
-class Pair(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(64, 32), nn.Linear(32, 8, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.second(self.first(x).relu())
-        return y
-
-
 class Tied(nn.Module):
     """Two layers with one weight."""
 
@@ -81,14 +51,6 @@ class Tied(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.second(self.first(x).relu())
         return y
-
-
-def correlated(rows: int, seed: int) -> Tensor:
-    """Draw inputs whose coordinates depend on each other, as those of real layers do."""
-    mix = torch.randn(64, 64, generator=torch.Generator().manual_seed(9)) * torch.logspace(
-        0, -2, 64
-    )
-    return torch.randn(rows, 64, generator=torch.Generator().manual_seed(seed)) @ mix.T
 
 
 def program_of(module: type[nn.Module] = Pair) -> Program:
@@ -109,7 +71,7 @@ def seen_of(inputs: Tensor, *, compensate: bool = False) -> Seen:
 
 def test_each_linear_reads_its_codes_and_adds_its_product() -> None:
     before = program_of()
-    assert str(binarized(levels=2)(before)) == BINARY
+    assert str(binarized(levels=2)(before)) == packed_text(1)
     after = binarized(rank=4, ignore=("second",))(before)
     assert str(after) == TERNARY_AND_PRODUCT
     assert str(before) == BEFORE

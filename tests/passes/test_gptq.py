@@ -28,6 +28,7 @@ from planish.passes.rounding import FACTORS, parameters
 from planish.passes.sequential import Run, cross_moments, second_moments, walk
 from planish.passes.spill import is_spilled, spilled
 from support.captured import captured
+from support.tensors import correlated
 
 aten = torch.ops.aten
 
@@ -43,14 +44,6 @@ class Two(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.last(self.left(x).relu() * self.right(x)).exp()
         return y
-
-
-def correlated(rows: int, seed: int) -> Tensor:
-    """Draw inputs whose coordinates depend on each other, as those of real layers do."""
-    mix = torch.randn(64, 64, generator=torch.Generator().manual_seed(9)) * torch.logspace(
-        0, -2, 64
-    )
-    return torch.randn(rows, 64, generator=torch.Generator().manual_seed(seed)) @ mix.T
 
 
 @pytest.fixture

@@ -17,39 +17,7 @@ from planish.passes.pipeline import apply, relative_error
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rounding import round_to_nearest
 from support.captured import captured
-
-BEFORE = """\
-program Pair for 1 <= B
-  %x: f32[B, 64] = input
-  %linear: f32[B, 32] = aten.linear(%x, @first.weight, @first.bias)
-  %relu: f32[B, 32] = aten.relu(%linear)
-  %linear_1: f32[B, 8] = aten.linear(%relu, @second.weight)
-  return output=%linear_1
-"""
-
-AFTER = """\
-program Pair for 1 <= B
-  %x: f32[B, 64] = input
-  %dequantize: f32[32, 64] = planish.dequantize(@first.weight_packed, @first.weight_scale, None, \
-4, 32, [32, 64], f32)
-  %linear: f32[B, 32] = aten.linear(%x, %dequantize, @first.bias)
-  %relu: f32[B, 32] = aten.relu(%linear)
-  %dequantize_1: f32[8, 32] = planish.dequantize(@second.weight_packed, @second.weight_scale, \
-None, 4, 32, [8, 32], f32)
-  %linear_1: f32[B, 8] = aten.linear(%relu, %dequantize_1)
-  return output=%linear_1
-"""
-
-
-class Pair(nn.Module):
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        self.first = nn.Linear(64, width)
-        self.second = nn.Linear(width, 8, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.second(self.first(x).relu())
-        return result
+from support.pair import BEFORE, Pair, packed_text
 
 
 def pair(width: int = 32) -> Program:
@@ -76,7 +44,7 @@ def test_each_linear_reads_its_packed_weight() -> None:
     before = pair()
     after = quantizer()(before)
     assert str(before) == BEFORE
-    assert str(after) == AFTER
+    assert str(after) == packed_text(4)
     assert [change.what.partition(";")[0] for change in after.changes] == [
         "first.weight: int4 symmetric, groups of 32",
         "second.weight: int4 symmetric, groups of 32",

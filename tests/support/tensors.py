@@ -33,3 +33,11 @@ def k(*values: object) -> Stored:
 def count(size: int, *shape: int) -> Stored:
     """A stored `arange`, perhaps of another shape."""
     return Stored(torch.arange(size).reshape(shape or (size,)))
+
+
+def correlated(rows: int, seed: int) -> Tensor:
+    """Inputs [rows, 64] whose coordinates depend on each other, as those of real layers do."""
+    mix = torch.randn(64, 64, generator=torch.Generator().manual_seed(9)) * torch.logspace(
+        0, -2, 64
+    )
+    return torch.randn(rows, 64, generator=torch.Generator().manual_seed(seed)) @ mix.T

@@ -1,0 +1,44 @@
+"""Two linear layers, and the text of their program before and after their weights are packed."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+BEFORE = """\
+program Pair for 1 <= B
+  %x: f32[B, 64] = input
+  %linear: f32[B, 32] = aten.linear(%x, @first.weight, @first.bias)
+  %relu: f32[B, 32] = aten.relu(%linear)
+  %linear_1: f32[B, 8] = aten.linear(%relu, @second.weight)
+  return output=%linear_1
+"""
+
+
+class Pair(nn.Module):
+    """One layer with a bias, and one without."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, width)
+        self.second = nn.Linear(width, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give [B, 8] for x [B, 64]."""
+        result: Tensor = self.second(self.first(x).relu())
+        return result
+
+
+def packed_text(bits: int) -> str:
+    """The program with codes of so many bits in groups of 32."""
+    return f"""\
+program Pair for 1 <= B
+  %x: f32[B, 64] = input
+  %dequantize: f32[32, 64] = planish.dequantize(@first.weight_packed, @first.weight_scale, None, \
+{bits}, 32, [32, 64], f32)
+  %linear: f32[B, 32] = aten.linear(%x, %dequantize, @first.bias)
+  %relu: f32[B, 32] = aten.relu(%linear)
+  %dequantize_1: f32[8, 32] = planish.dequantize(@second.weight_packed, @second.weight_scale, \
+None, {bits}, 32, [8, 32], f32)
+  %linear_1: f32[B, 8] = aten.linear(%relu, %dequantize_1)
+  return output=%linear_1
+"""
