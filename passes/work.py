@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -97,10 +97,13 @@ class Work:
     Attributes:
         tell: called with how many pieces of work are done, and of how many.
         journal: where finished pieces are kept; None if they are not.
+        original: the model before the first pass of the recipe, which a pass that repairs or heals
+            may come close to; None where the pass is called alone.
     """
 
     tell: Callable[[int, int], None] = lambda _done, _total: None
     journal: Journal | None = None
+    original: Program | None = None
 
     def part(self, options: str) -> Work:
         """The work of a pass that this one runs, with a journal of its own.
@@ -112,7 +115,7 @@ class Work:
             return self
         name = hashlib.sha256(options.encode()).hexdigest()[:16]
         belongs_to = f"{self.journal.belongs_to} {name}"
-        return Work(self.tell, Journal(self.journal.folder / name, belongs_to))
+        return replace(self, journal=Journal(self.journal.folder / name, belongs_to))
 
 
 UNSEEN = Work()

@@ -2,10 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 import planish
@@ -15,14 +16,14 @@ from planish.ir.progress import Progress
 from planish.passes import gptq, name_of
 from planish.passes.awq import Awq
 from planish.passes.compensation import Rounding, compensated
-from planish.passes.contract import Pass
+from planish.passes.contract import OPTIONS, Contract, LongPass, Pass
 from planish.passes.gptq import Gptq
 from planish.passes.pipeline import apply
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.sequential import walk
 from planish.passes.smooth_quant import SmoothQuant
-from planish.passes.work import StaleWork
+from planish.passes.work import UNSEEN, StaleWork, Work
 
 GPTQ = Gptq(bits=4, group_size=32)
 
@@ -67,6 +68,25 @@ def test_long_passes_tell_how_far_they_are(one: Pass, program: Program) -> None:
     assert rest
     assert all(0 < done <= total for _, done, total in rest)
     assert rest[-1][1] == rest[-1][2]
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class Remembers(LongPass):
+    """Writes down the program that the recipe began with."""
+
+    contract: ClassVar[Contract] = Contract(numerics="lossy", isolation="kept")
+    seen: ClassVar[list[Program | None]] = []
+
+    def __call__(self, program: Program, work: Work = UNSEEN) -> Program:
+        self.seen.append(work.original)
+        return program
+
+
+def test_long_passes_are_given_the_model_that_the_recipe_began_with(program: Program) -> None:
+    Remembers.seen.clear()
+    apply(program, [GPTQ, Remembers()], names=name_of)
+    assert len(Remembers.seen) == 1
+    assert Remembers.seen[0] is program
 
 
 class Interrupted(Exception):
