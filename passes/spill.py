@@ -20,17 +20,22 @@ def memory_size() -> int:
 def spilled(tensor: Tensor) -> Tensor:
     """The same numbers in a temporary file that is mapped into memory.
 
-    The file has no name any more and goes when the tensor does. Its pages leave memory when
-    others are needed.
+    The file has no name any more and goes when the tensor does. Its pages come into memory as they
+    are read, and leave it when others are needed.
 
     Args:
-        tensor: of any shape and dtype, on the CPU.
+        tensor: of any shape and dtype, on the CPU, with one number or more.
+
+    Raises:
+        OSError: if the folder for temporary files is full.
     """
     with tempfile.NamedTemporaryFile(prefix="planish-") as file:
-        mapped = torch.from_file(
-            file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype
-        ).view(tensor.shape)
-    return mapped.copy_(tensor)
+        # Written rather than copied into the mapping, which would hold the pages, and which ends
+        # the process where the disk is full.
+        file.write(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+        file.flush()
+        mapped = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+    return mapped.view(tensor.shape)
 
 
 def is_spilled(tensor: Tensor) -> bool:

@@ -1,6 +1,8 @@
 """GPTQ: numbers, what it learns from, and what it does where there is nothing to learn."""
 
 import dataclasses
+import functools
+import tempfile
 from typing import Any
 
 import pytest
@@ -207,6 +209,13 @@ def test_a_tensor_in_a_file_holds_the_same(dtype: torch.dtype) -> None:
     assert (moved.shape, moved.dtype) == (tensor.shape, dtype)
     assert is_spilled(moved)
     assert not is_spilled(tensor)
+
+
+def test_a_full_disk_is_an_error_and_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = functools.partial(open, "/dev/full", "r+b")
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda **_: full())
+    with pytest.raises(OSError, match="space"):
+        spilled(torch.zeros(1 << 16))
 
 
 @pytest.fixture

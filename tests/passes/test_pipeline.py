@@ -10,11 +10,12 @@ from torch import Tensor, fx, nn
 
 from planish.ir.capture.export import from_module
 from planish.ir.program import IllFormed, Program
-from planish.passes import name_of
+from planish.passes import name_of, pipeline
 from planish.passes.cast import Cast
 from planish.passes.contract import OPTIONS, Contract, NotApplicable, Pass
 from planish.passes.fuse_conv_bn import FuseConvBn
 from planish.passes.pipeline import UNANALYSED, BrokenPromise, apply, relative_error
+from planish.passes.spill import is_spilled
 
 aten = torch.ops.aten
 
@@ -110,6 +111,15 @@ def test_a_lossy_pass_is_measured_instead(program: Program) -> None:
     expected = relative_error(after.run(**sample)["output"], before)
     assert step.error == pytest.approx(expected)
     assert 0.005 < expected < 0.05
+
+
+def test_large_outputs_wait_in_files(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, (kept,) = apply(program, [LossyScale(factor=1.01)], names=name_of)
+    monkeypatch.setattr(pipeline, "LARGE", 0)
+    held = pipeline._evaluate(program)
+    assert all(is_spilled(tensor) for outputs in held for tensor in outputs.values())
+    _, (spilled,) = apply(program, [LossyScale(factor=1.01)], names=name_of)
+    assert spilled.error == kept.error
 
 
 @pytest.mark.parametrize("kind", [Scale, LossyScale])
