@@ -38,6 +38,7 @@ RECIPES: dict[str, Any] = {
     "float32": [],
     "w8a8": "w8a8",
     "w8a8-cpu": "w8a8-cpu",
+    "w7a8-cpu": "w7a8-cpu",
     "w4a16": "w4a16",
 }
 BATCHES, PROMPT, NEW = (1, 4, 16), 256, 32

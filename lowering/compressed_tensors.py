@@ -23,10 +23,15 @@ ASYMMETRIC = (
     "Symmetric schemes load, and so does one asymmetric scheme alone."
 )
 
-BINARY = (
-    "weights of 1 bit, -1 or 1, are written in 2 bits each: compressed-tensors reads a single bit "
-    "as -1 or 0."
-)
+WRITTEN_BITS = {
+    1: (
+        2,
+        "weights of 1 bit, -1 or 1, are written in 2 bits each: compressed-tensors reads a "
+        "single bit as -1 or 0.",
+    ),
+    7: (8, "weights of 7 bits are written in 8 bits each, which loaders have kernels for."),
+}
+"""Bits that the files give more room: how many, and what the user should know."""
 
 aten = torch.ops.aten
 
@@ -139,8 +144,8 @@ def parts_of(program: Program, forms: Mapping[str, Form]) -> dict[str, dict[str,
 
 
 def _weight(tensor: QuantizedTensor, *, packed: bool) -> dict[str, Tensor]:
-    if tensor.scheme.bits == 1:
-        tensor = tensor.widened(2)
+    if tensor.scheme.bits in WRITTEN_BITS:
+        tensor = tensor.widened(WRITTEN_BITS[tensor.scheme.bits][0])
     if packed:
         shape = {"weight_shape": torch.tensor(tensor.shape)}
         return {f"weight{suffix}": part for suffix, part in tensor.tensors.items()} | shape
@@ -160,8 +165,8 @@ def notes(forms: Mapping[str, Form]) -> tuple[str, ...]:
     kinds = set(forms.values())
     packed = [form for form in kinds if form.format == "pack-quantized"]
     mixed = len(kinds) > 1 and not all(form.weight.symmetric for form in packed)
-    binary = any(form.weight.bits == 1 for form in kinds)
-    return (ASYMMETRIC,) * mixed + (BINARY,) * binary
+    widened = sorted({form.weight.bits for form in kinds} & set(WRITTEN_BITS))
+    return (ASYMMETRIC,) * mixed + tuple(WRITTEN_BITS[bits][1] for bits in widened)
 
 
 def config_of(forms: Mapping[str, Form], dense: list[str]) -> dict[str, Any]:
@@ -204,7 +209,7 @@ def config_of(forms: Mapping[str, Form], dense: list[str]) -> dict[str, Any]:
 
 def _weight_arguments(scheme: QuantScheme) -> dict[str, Any]:
     return {
-        "num_bits": max(scheme.bits, 2),
+        "num_bits": WRITTEN_BITS.get(scheme.bits, (scheme.bits,))[0],
         "type": "float" if scheme.floating else "int",
         "symmetric": scheme.symmetric,
         "strategy": "channel" if scheme.group_size is None else "group",

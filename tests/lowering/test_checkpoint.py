@@ -20,7 +20,7 @@ from planish.ir.capture.huggingface import capture_model, from_checkpoint
 from planish.ir.program import Program
 from planish.ir.quant import QuantizedTensor, dequantize
 from planish.lowering.checkpoint import write_checkpoint
-from planish.lowering.compressed_tensors import BINARY, NotExpressible
+from planish.lowering.compressed_tensors import WRITTEN_BITS, NotExpressible
 from planish.passes.binarize import Binarize
 from planish.passes.fuse_conv_bn import FuseConvBn
 from planish.passes.levels import Levels
@@ -100,7 +100,7 @@ def test_binary_and_ternary_layers_load_in_transformers(
 ) -> None:
     program = Binarize(levels=levels, group_size=32, calibration="none")(llama)
     files = write_checkpoint(program, llama, tmp_path)
-    assert files.notes == ((BINARY,) if levels == 2 else ())
+    assert files.notes == ((WRITTEN_BITS[1][1],) if levels == 2 else ())
     _reload(tmp_path, program)
 
 
@@ -114,6 +114,7 @@ def test_a_product_beside_a_layer_has_no_checkpoint(llama: Program, tmp_path: Pa
     ("weights", "inputs", "form"),
     [
         ({"bits": 8, "group_size": None}, {}, "int-quantized"),
+        ({"bits": 7, "group_size": None}, {}, "int-quantized"),
         ({"bits": 4, "group_size": 32}, {}, "int-quantized"),
         ({"bits": 8, "group_size": None}, {"dynamic": False}, "int-quantized"),
         ({"bits": 8, "group_size": None, "type": "float"}, {"type": "float"}, "float-quantized"),

@@ -127,6 +127,7 @@ ZOO = [
     "w4a16-awq",
     "w4a16-gptq",
     "w4a8",
+    "w7a8-cpu",
     "w8a16",
     "w8a8",
     "w8a8-cpu",
