@@ -7,12 +7,14 @@ from planish.passes.contract import Pass
 from planish.passes.fuse_conv_bn import FuseConvBn
 from planish.passes.gptq import Gptq
 from planish.passes.isolate import Isolate
+from planish.passes.low_rank import LowRank
 from planish.passes.mixed_precision import MixedPrecision
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rotate import Rotate
 from planish.passes.smooth_quant import SmoothQuant
+from planish.passes.sparsify import Sparsify
 
 __all__ = [
     "PASSES",
@@ -22,12 +24,14 @@ __all__ = [
     "FuseConvBn",
     "Gptq",
     "Isolate",
+    "LowRank",
     "MixedPrecision",
     "QuantizeActivations",
     "QuantizeScan",
     "QuantizeWeights",
     "Rotate",
     "SmoothQuant",
+    "Sparsify",
     "name_of",
 ]
 
@@ -36,6 +40,8 @@ PASSES: dict[str, type[Pass]] = {
     "smooth_quant": SmoothQuant,
     "awq": Awq,
     "rotate": Rotate,
+    "sparsify": Sparsify,
+    "low_rank": LowRank,
     "quantize_weights": QuantizeWeights,
     "gptq": Gptq,
     "binarize": Binarize,

@@ -89,6 +89,13 @@ class Layer:
             read = self.node.target(read, *self.node.args[1:])  # type: ignore[operator]
         return read.mT if self._across else read
 
+    def stored(self, matrix: Tensor) -> Tensor:
+        """A matrix, as of `matrix`, in the form in which the tensor is stored."""
+        read = matrix.mT if self._across else matrix
+        if self.node.op != "get_attr":  # a turn of two dimensions is its own inverse
+            read = self.node.target(read, *self.node.args[1:])  # type: ignore[operator]
+        return read.contiguous()
+
     def insert(self, edit: Edit, tensor: QuantizedTensor) -> fx.Node:
         """Store this weight's `matrix` in packed form; a node that the readers may read instead."""
         whole = tensor.insert(edit, self.name, before=self.first_reader)

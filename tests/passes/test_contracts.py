@@ -24,6 +24,7 @@ from planish.passes.format import Format
 from planish.passes.fuse_conv_bn import FuseConvBn
 from planish.passes.gptq import Gptq
 from planish.passes.isolate import Isolate
+from planish.passes.low_rank import LowRank
 from planish.passes.mixed_precision import MixedPrecision
 from planish.passes.pipeline import apply, relative_error
 from planish.passes.quantize_activations import QuantizeActivations
@@ -31,6 +32,7 @@ from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rotate import Rotate
 from planish.passes.smooth_quant import SmoothQuant
+from planish.passes.sparsify import Sparsify
 
 
 class Mixed(nn.Module):
@@ -118,6 +120,13 @@ CASES: dict[str, tuple[Pass, ...]] = {
         Awq(bits=8, group_size=None, symmetric=False, grid=4, duo_scaling=False),
     ),
     "rotate": (Rotate(), Rotate(matrix="orthogonal", seed=3)),
+    "sparsify": (
+        Sparsify(sparsity=0.2),
+        Sparsify(sparsity=0.2, method="wanda"),
+        Sparsify(sparsity=0.2, method="magnitude"),
+        Sparsify(sparsity="2:4", targets=("up",)),
+    ),
+    "low_rank": (LowRank(ratio=0.9, round_to=1), LowRank(ratio=0.9, calibration="none")),
     "quantize_weights": (
         QuantizeWeights(bits=8, group_size=None),
         QuantizeWeights(bits=4, group_size=32, symmetric=False),
@@ -153,6 +162,8 @@ NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
     "smooth_quant": lambda given: (SmoothQuant(ignore=("down",)), given),
     "awq": lambda given: (Awq(bits=4, group_size=32, ignore=("Linear",)), given),
     "rotate": lambda given: (Rotate(), given),
+    "sparsify": lambda given: (Sparsify(ignore=("Linear",)), given),
+    "low_rank": lambda given: (LowRank(ignore=("Linear",)), given),
     "quantize_weights": lambda given: (
         QuantizeWeights(bits=4, group_size=32, ignore=("Linear",)),
         given,
@@ -173,6 +184,7 @@ NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
 ERROR = {
     **dict.fromkeys(("fuse_conv_bn", "smooth_quant", "awq", "rotate"), 1e-6),
     **dict.fromkeys(("quantize_weights", "gptq", "mixed_precision"), 0.2),
+    **dict.fromkeys(("sparsify", "low_rank"), 0.3),
     "binarize": 0.5,
     **dict.fromkeys(("cast", "isolate"), 0.02),
     **dict.fromkeys(("quantize_activations", "quantize_scan"), 0.05),
