@@ -8,6 +8,7 @@ from planish.passes.fuse_conv_bn import FuseConvBn
 from planish.passes.gptq import Gptq
 from planish.passes.isolate import Isolate
 from planish.passes.mixed_precision import MixedPrecision
+from planish.passes.prune_depth import PruneDepth
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
@@ -23,6 +24,7 @@ __all__ = [
     "Gptq",
     "Isolate",
     "MixedPrecision",
+    "PruneDepth",
     "QuantizeActivations",
     "QuantizeScan",
     "QuantizeWeights",
@@ -33,6 +35,7 @@ __all__ = [
 
 PASSES: dict[str, type[Pass]] = {
     "fuse_conv_bn": FuseConvBn,
+    "prune_depth": PruneDepth,
     "smooth_quant": SmoothQuant,
     "awq": Awq,
     "rotate": Rotate,

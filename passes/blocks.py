@@ -73,7 +73,7 @@ class Block:
     def name(self) -> str:
         """What messages call it: what the names of its tensors or modules have in common."""
         stored = [one for one in _sources(self.region) if one in self.nodes]
-        read = [str(one.target) for one in stored if one.meta["val"].dim() > 1]
+        read = [str(one.target).rpartition(".")[0] for one in stored if one.meta["val"].dim() > 1]
         modules = [str(node.meta["module"]) for node in self.region if node.meta.get("module")]
         common = []
         for level in zip(*(name.split(".") for name in read or modules), strict=False):

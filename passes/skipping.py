@@ -93,6 +93,28 @@ class Losses:
             self._tell(number + 1, len(self._samples))
         return _mean(base), [_mean(one) for one in found]
 
+    def influences(self, blocks: Sequence[Block]) -> list[float]:
+        """1 - cos(stream in, stream out) of each block, the mean over samples and tokens.
+
+        Block influence, of Men et al., "ShortGPT" (2024), section 3. Streams of images are compared
+        whole.
+        """
+        found = [[0.0, 0.0] for _ in blocks]
+        ends = {place: block.term or block.after for place, block in enumerate(blocks)}
+        seen = {*ends.values(), *(block.before for block in blocks)}
+        for number, sample in enumerate(self._samples):
+            run = _Run(self, sample, ())
+            values: dict[fx.Node, Tensor] = {}
+            for node in sorted(seen, key=self._place.__getitem__):
+                values[node] = run.value(node)
+                for place in [one for one, end in ends.items() if end is node]:
+                    before = values[blocks[place].before]
+                    alone = blocks[place].term is not None
+                    after = before + values[node] if alone else values[node]
+                    _add(found[place], _apart(before, after))
+            self._tell(number + 1, len(self._samples))
+        return [_mean(one) for one in found]
+
     def _start(self, block: Block) -> int:
         """The place of the first node that is computed from what a block reads."""
         return min(self._place.get(node, len(self._nodes)) for node in block.region)
@@ -129,6 +151,12 @@ class _Run:
         other._values = dict(self._values)
         other._at = self._at
         return other
+
+    def value(self, node: fx.Node) -> Tensor:
+        """Go on to a node, and give what it is."""
+        self.until(self._of._place[node] + 1)
+        found: Tensor = self._values[node]
+        return found
 
     def outputs(self) -> list[Tensor]:
         """Go on to the end."""
@@ -180,6 +208,13 @@ def next_token_loss(logits: Tensor, sample: Mapping[str, Tensor]) -> tuple[float
         for part, want in zip(rows.split(_ROWS), wanted.split(_ROWS), strict=True)
     )
     return total, float((wanted != -100).sum())
+
+
+def _apart(before: Tensor, after: Tensor) -> tuple[float, float]:
+    """The sum of 1 - cosine over the vectors of two streams, and how many there are."""
+    rows = [one.flatten(0, -2) if one.dim() < 4 else one.flatten(1) for one in (before, after)]
+    cosines = functional.cosine_similarity(rows[0].double(), rows[1].double(), dim=-1)
+    return float((1 - cosines).sum()), float(len(cosines))
 
 
 def _needed(outputs: Iterable[fx.Node]) -> set[fx.Node]:
