@@ -20,6 +20,8 @@ class Edit:
         program: the result, once the `with` block is left.
         graph: the copy. Use it where the verbs below do not reach.
         tensors: the tensors by name; add to it freely, never write into a tensor.
+        inputs: what the program takes, which has to agree with the placeholders on leaving.
+        outputs: the names of what it returns, which have to be as many as the output node's.
     """
 
     program: Program
@@ -30,6 +32,7 @@ class Edit:
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = dict(before.tensors)
         self.inputs = before.inputs
+        self.outputs = before.outputs
         self.aliases = dict(before.aliases)
         returned = self.graph.graph_copy(before.graph, {})
         self.graph.output(returned)
@@ -87,7 +90,7 @@ class Edit:
 
     def finish(self) -> None:
         """Drop what nothing reads, lint, propagate shapes, and set `program`."""
-        _drop_dead_nodes(self.graph)
+        drop_dead_nodes(self.graph)
         read = {node.target for node in self.graph.nodes if node.op == "get_attr"}
         tensors = {name: tensor for name, tensor in self.tensors.items() if name in read}
         self.program = dataclasses.replace(
@@ -95,6 +98,7 @@ class Edit:
             graph=self.graph,
             tensors=tensors,
             inputs=self.inputs,
+            outputs=self.outputs,
             aliases={other: name for other, name in self.aliases.items() if name in tensors},
             changes=(*self._before.changes, *self._changes),
         )
@@ -102,7 +106,7 @@ class Edit:
         well_formed(self.program)
 
 
-def _drop_dead_nodes(graph: fx.Graph) -> None:
+def drop_dead_nodes(graph: fx.Graph) -> None:
     """Erase calls and reads without readers. All of them are functional, so none has effects."""
     for node in reversed(graph.nodes):
         if not node.users and node.op in {"call_function", "get_attr"}:

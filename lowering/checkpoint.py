@@ -30,6 +30,7 @@ from planish.lowering.compressed_tensors import (
     parts_of,
     read_by_quantized,
 )
+from planish.lowering.hf_depth import shortened
 
 SHARD = 5_000_000_000
 """Bytes of tensors that one file holds at most; transformers' own default."""
@@ -86,6 +87,7 @@ def write_checkpoint(
     """
     if original.source.kind != "huggingface":
         raise NotExpressible(f"{original.source.name} did not come from one.")
+    program, original = shortened(program, original)
     quantized = forms_of(program, original)
     check_same_model(program, original, quantized)
     tensors = _stored(program, original, quantized)

@@ -9,6 +9,7 @@ from planish.passes.gptq import Gptq
 from planish.passes.isolate import Isolate
 from planish.passes.low_rank import LowRank
 from planish.passes.mixed_precision import MixedPrecision
+from planish.passes.prune_depth import PruneDepth
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
@@ -26,6 +27,7 @@ __all__ = [
     "Isolate",
     "LowRank",
     "MixedPrecision",
+    "PruneDepth",
     "QuantizeActivations",
     "QuantizeScan",
     "QuantizeWeights",
@@ -37,6 +39,7 @@ __all__ = [
 
 PASSES: dict[str, type[Pass]] = {
     "fuse_conv_bn": FuseConvBn,
+    "prune_depth": PruneDepth,
     "smooth_quant": SmoothQuant,
     "awq": Awq,
     "rotate": Rotate,

@@ -185,12 +185,14 @@ def _error(name: str, one: Pass, before: Outputs, after: Outputs, states: set[st
 
     An exact pass may write states, such as caches, in other coordinates, and moves those of samples
     along; whether they are read as they are written shows in the other outputs. States that a pass
-    took away, as with a block, or made narrower, as by a head, have nothing to be compared with.
+    took away, as with a block, or made narrower, as by a head, have nothing to be compared with;
+    where some are gone, those that are left are counted anew, and none is compared.
     """
     moved = states if one.contract.numerics == "exact" else set()
     worst: float | None = None
     for old, new in zip(before, after, strict=True):
         gone = {name for name in states if name not in new or new[name].shape != old[name].shape}
+        gone = states if any(name not in new for name in states) else gone
         for output, expected in old.items():
             if not expected.is_floating_point() or output in gone:
                 continue

@@ -27,6 +27,7 @@ from planish.passes.isolate import Isolate
 from planish.passes.low_rank import LowRank
 from planish.passes.mixed_precision import MixedPrecision
 from planish.passes.pipeline import apply, relative_error
+from planish.passes.prune_depth import PruneDepth
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
@@ -78,6 +79,20 @@ class Streamed(nn.Module):
         return y
 
 
+class Stacked(nn.Module):
+    """Four residual blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = [nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 32), nn.ReLU()) for _ in range(4)]
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
 class Scanned(nn.Module):
     """A selective scan, from its projections to its output."""
 
@@ -100,6 +115,7 @@ class Scanned(nn.Module):
 MODULES: dict[str, type[nn.Module]] = {
     "isolate": Leaking,
     "rotate": Streamed,
+    "prune_depth": Stacked,
     "quantize_scan": Scanned,
 }
 """What a pass is tried on where it has nothing to do in `Mixed`."""
@@ -114,6 +130,10 @@ def program(dtype: torch.dtype = torch.float32, name: str = "") -> Program:
 
 CASES: dict[str, tuple[Pass, ...]] = {
     "fuse_conv_bn": (FuseConvBn(),),
+    "prune_depth": (
+        PruneDepth(layers=1, choose="even"),
+        PruneDepth(speed=1.5, choose="even", unit="branch", protected=0),
+    ),
     "smooth_quant": (SmoothQuant(), SmoothQuant(alpha=1.0)),
     "awq": (
         Awq(bits=4, group_size=32, grid=4),
@@ -159,6 +179,7 @@ CASES: dict[str, tuple[Pass, ...]] = {
 
 NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
     "fuse_conv_bn": lambda given: (FuseConvBn(), FuseConvBn()(given)),
+    "prune_depth": lambda given: (PruneDepth(layers=1), given),
     "smooth_quant": lambda given: (SmoothQuant(ignore=("down",)), given),
     "awq": lambda given: (Awq(bits=4, group_size=32, ignore=("Linear",)), given),
     "rotate": lambda given: (Rotate(), given),
@@ -186,6 +207,7 @@ ERROR = {
     **dict.fromkeys(("quantize_weights", "gptq", "mixed_precision"), 0.2),
     **dict.fromkeys(("sparsify", "low_rank"), 0.3),
     "binarize": 0.5,
+    "prune_depth": 0.5,
     **dict.fromkeys(("cast", "isolate"), 0.02),
     **dict.fromkeys(("quantize_activations", "quantize_scan"), 0.05),
 }
