@@ -8,9 +8,11 @@ from planish.passes.fuse_conv_bn import FuseConvBn
 from planish.passes.gptq import Gptq
 from planish.passes.isolate import Isolate
 from planish.passes.mixed_precision import MixedPrecision
+from planish.passes.prune import PruneChannels, PruneEmbedding, PruneExperts, PruneHeads
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
+from planish.passes.reconstruct import Reconstruct
 from planish.passes.rotate import Rotate
 from planish.passes.smooth_quant import SmoothQuant
 
@@ -23,9 +25,14 @@ __all__ = [
     "Gptq",
     "Isolate",
     "MixedPrecision",
+    "PruneChannels",
+    "PruneEmbedding",
+    "PruneExperts",
+    "PruneHeads",
     "QuantizeActivations",
     "QuantizeScan",
     "QuantizeWeights",
+    "Reconstruct",
     "Rotate",
     "SmoothQuant",
     "name_of",
@@ -33,6 +40,11 @@ __all__ = [
 
 PASSES: dict[str, type[Pass]] = {
     "fuse_conv_bn": FuseConvBn,
+    "prune_channels": PruneChannels,
+    "prune_heads": PruneHeads,
+    "prune_experts": PruneExperts,
+    "prune_embedding": PruneEmbedding,
+    "reconstruct": Reconstruct,
     "smooth_quant": SmoothQuant,
     "awq": Awq,
     "rotate": Rotate,
