@@ -2,9 +2,9 @@
 
 With H the second moments of what a layer W reads, removing the inputs S and refitting the others
 costs tr(W_S P W_Sᵀ), where P is the inverse of (H⁻¹)_SS, and gives W - W_S P (H⁻¹)_S. What costs
-least goes first, and the rest is weighed anew. Sources: Hassibi and Stork, "Second Order Derivatives
-for Network Pruning: Optimal Brain Surgeon" (1993); for whole channels and heads, Kurtic et al.,
-"ZipLM: Inference-Aware Structured Pruning of Language Models" (2023), section 3.1.
+least goes first, and the rest is weighed anew. Sources: Hassibi and Stork, "Second Order
+Derivatives for Network Pruning: Optimal Brain Surgeon" (1993); for whole channels and heads, Kurtic
+et al., "ZipLM: Inference-Aware Structured Pruning of Language Models" (2023), section 3.1.
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ from planish.passes.groups import KINDS, Group, Kind, groups_of
 from planish.passes.importance import LEARNS, Importance, Question, scores
 from planish.passes.inputs import samples_of
 from planish.passes.layers import Patterns, unmatched
-from planish.passes.reconstruct import RIDGE, repaired
-from planish.passes.refit import pairs
+from planish.passes.mend import mended
+from planish.passes.readers import readers_of
+from planish.passes.refit import RIDGE, told
 from planish.passes.work import UNSEEN, Work
 
 
@@ -62,12 +63,16 @@ class Prune(LongPass):
     """Groups that stay as they are, though `targets` names them."""
 
     repair: bool = False
-    """Whether the layers that read what was pruned are fitted by least squares to give what they
-    gave, as `reconstruct` does. Needs samples."""
+    """Whether the layers that read what was pruned are fitted by least squares, so that what stays
+    makes up for what goes. Needs samples."""
 
     ridge: float = Field(default=RIDGE, gt=0, le=1)
     """How strongly repaired weights are held to what they were: what is added to the diagonal of
     their inputs' second moments, as a share of its mean."""
+
+    drift: float = Field(default=0.0, ge=0, le=1)
+    """How far repair makes up for the losses of earlier layers, too: 1 aims at what a layer gave in
+    the unchanged model, which little text overfits."""
 
     seed: int = Field(default=0, ge=0)
     """Of random importance."""
@@ -84,26 +89,40 @@ class Prune(LongPass):
         self._fresh(program, groups, work.original)
         removed = self._removed(groups)
         kept = self._kept(program, axes, groups, removed, work)
-        indices = {group.axis: one for group, one in kept.items()}
-        try:
-            without = drop if self.kind == "experts" else cut
-            after = without(axes, program, indices)
-        except CannotCut as problem:
-            raise NotApplicable(f"{self.called}: {problem}.") from problem
         changes = [
             Change(_node(program, group), f"{group}: {group.size} -> {len(one)}")
             for group, one in kept.items()
         ]
-        after = dataclasses.replace(after, changes=(*program.changes, *changes, *left))
-        if not self.repair or _is_empty(program):
-            return after
-        samples_of(program, self.called)
-        weights = {name for group in kept for node in group.readers for name in _weights(node)}
-        if not any(reader.weight in weights for reader, _ in pairs(after, program)):
-            note = "what reads the pruned groups is no layer of its own: not repaired"
-            change = Change(_node(program, next(iter(kept))), note)
-            return dataclasses.replace(after, changes=(*after.changes, change))
-        return repaired(after, program, lambda name: name in weights, self.called, self.ridge, work)
+        whole, notes = program, []
+        if self.repair and self.kind != "experts" and not _is_empty(program):
+            whole, notes = self._repaired(program, axes, kept, work)
+        try:
+            without = drop if self.kind == "experts" else cut
+            after = without(axes, whole, {group.axis: one for group, one in kept.items()})
+        except CannotCut as problem:
+            raise NotApplicable(f"{self.called}: {problem}.") from problem
+        return dataclasses.replace(after, changes=(*program.changes, *changes, *left, *notes))
+
+    def _repaired(
+        self, program: Program, axes: Axes, kept: Mapping[Group, Tensor], work: Work
+    ) -> tuple[Program, list[Change]]:
+        """The program before the cut, what reads the groups fitted to what will be left of it."""
+        samples = samples_of(program, self.called)
+        nodes = {node for group in kept for node in group.readers}
+        layers = [reader for reader in readers_of(program) if reader.node in nodes]
+        atoms = {group.axis.leaf: one for group, one in kept.items()}
+        tensors = dict(program.tensors)
+        notes = []
+        for fit in mended(program, axes, layers, atoms, samples, self.ridge, self.drift, work):
+            tensors.update(fit.tensors)
+            notes.append(Change(fit.reader.node.name, told(fit)))
+        fitted = {reader.node for reader in layers}
+        notes += [
+            Change(node.name, "reads what was pruned, and is no layer of its own: not repaired")
+            for node in program.graph.nodes
+            if node in nodes - fitted
+        ]
+        return dataclasses.replace(program, tensors=tensors), notes
 
     def _candidates(self, groups: Sequence[Group]) -> list[Group]:
         """The groups that this pass is about."""
@@ -232,15 +251,6 @@ def _node(program: Program, group: Group) -> str:
     return next(
         node.name for node in program.graph.nodes if node.op == "get_attr" and node.target in names
     )
-
-
-def _weights(node: object) -> list[str]:
-    """The tensors that a node reads, by itself or turned."""
-    found = []
-    for read in node.all_input_nodes:  # type: ignore[attr-defined]
-        inner = read.all_input_nodes if read.op == "call_function" else [read]
-        found += [str(one.target) for one in inner if one.op == "get_attr"]
-    return found
 
 
 @dataclass(frozen=True, config=OPTIONS)

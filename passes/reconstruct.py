@@ -13,14 +13,12 @@ from planish.ir.program import Change, Program
 from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.inputs import samples_of
 from planish.passes.layers import Patterns, matches
-from planish.passes.refit import Fit, pairs, refitted
+from planish.passes.refit import RIDGE, pairs, refitted, told
 from planish.passes.work import UNSEEN, Work
 
-RIDGE = 0.01
-"""The default ridge."""
-
-_SAME = 1e-5
-"""A relative error of a layer's outputs that is no more than rounding."""
+_SAME = 1e-3
+"""A relative error of a layer's outputs that is no more than rounding: of sums in float32, whose
+difference it is the root of."""
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -104,18 +102,9 @@ def repaired(
         if fit.before <= _SAME:
             continue
         tensors.update(fit.tensors)
-        changes.append(Change(fit.reader.node.name, f"{fit.reader.weight}: {_told(fit)}"))
+        changes.append(Change(fit.reader.node.name, told(fit)))
     if not changes:
         raise NotApplicable(
             f"{called}: every layer gives what it gave before the recipe's first pass."
         )
     return dataclasses.replace(program, tensors=tensors, changes=(*program.changes, *changes))
-
-
-def _told(fit: Fit) -> str:
-    few = (
-        f", held by the ridge: {fit.rows} rows for {fit.width} inputs"
-        if fit.rows < fit.width
-        else ""
-    )
-    return f"fitted, error of its outputs {fit.before:.3f} -> {fit.after:.3f}{few}"

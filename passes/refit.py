@@ -22,7 +22,8 @@ from planish.passes.readers import Reader, readers_of
 from planish.passes.sequential import Run, second_moments
 from planish.passes.work import UNSEEN, Work
 
-aten = torch.ops.aten
+RIDGE = 0.01
+"""The default ridge."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,27 @@ def refitted(
     for done, (reader, twin) in enumerate(layers):
         now.until(reader.node)
         exact.until(twin.node)
-        fit = _kept(reader, work)
+        fit = kept_fit(reader, work)
         if fit is None:
             fit = _fitted(program, reader, twin, now, exact, ridge)
-            _keep(fit, work)
-        for node in reader.node.all_input_nodes:
-            if node.op == "get_attr" and str(node.target) in fit.tensors:
-                now.weights[node] = fit.tensors[str(node.target)]
-        if reader.read.op != "get_attr":
-            turn: Any = reader.read.target
-            now.weights[reader.read] = turn(fit.tensors[reader.weight], *reader.read.args[1:])
+            keep(fit, work)
+        now.weights.update(overrides(fit))
         yield fit
         work.tell(done + 1, len(layers))
+
+
+def overrides(fit: Fit) -> dict[Any, Tensor]:
+    """What nodes of the graph shall be read as from now on."""
+    reader = fit.reader
+    found = {
+        node: fit.tensors[str(node.target)]
+        for node in reader.node.all_input_nodes
+        if node.op == "get_attr" and str(node.target) in fit.tensors
+    }
+    if reader.read.op != "get_attr":
+        turn: Any = reader.read.target
+        found[reader.read] = turn(fit.tensors[reader.weight], *reader.read.args[1:])
+    return found
 
 
 def _fitted(
@@ -161,7 +171,7 @@ def error(matrix: Tensor, moments: Tensor, cross: Tensor, energy: float) -> floa
     return (max(wrong, 0.0) / max(energy, torch.finfo(torch.float64).tiny)) ** 0.5
 
 
-def _kept(reader: Reader, work: Work) -> Fit | None:
+def kept_fit(reader: Reader, work: Work) -> Fit | None:
     """What an interrupted run had found for a layer."""
     kept = work.journal.load(reader.weight) if work.journal else None
     if kept is None:
@@ -170,7 +180,17 @@ def _kept(reader: Reader, work: Work) -> Fit | None:
     return Fit(reader, kept, before, after, int(rows), int(width))
 
 
-def _keep(fit: Fit, work: Work) -> None:
+def keep(fit: Fit, work: Work) -> None:
+    """Let an interrupted run find a layer again."""
     if work.journal is not None:
         figures = torch.tensor([fit.before, fit.after, fit.rows, fit.width], dtype=torch.float64)
         work.journal.keep(fit.reader.weight, {**fit.tensors, "figures": figures})
+
+
+def told(fit: Fit) -> str:
+    """What became of a layer, in words."""
+    few = f", held by the ridge: {fit.rows} rows for {fit.width} inputs"
+    return (
+        f"{fit.reader.weight}: fitted, error of its outputs {fit.before:.3f} -> {fit.after:.3f}"
+        f"{few if fit.rows < fit.width else ''}"
+    )
