@@ -21,6 +21,7 @@ from torch import Tensor
 
 from planish.ir.capture.checkpoint import INDEX, quiet, read_stored, revert_names, stored_names
 from planish.ir.program import Program, Source
+from planish.ir.quant import QuantizedTensor, dequantize
 from planish.lowering.compressed_tensors import (
     Form,
     NotExpressible,
@@ -30,6 +31,7 @@ from planish.lowering.compressed_tensors import (
     parts_of,
     read_by_quantized,
 )
+from planish.lowering.hf_config import Sought, check_outputs, configs_for, with_epsilon
 from planish.lowering.hf_depth import shortened
 
 SHARD = 5_000_000_000
@@ -89,7 +91,7 @@ def write_checkpoint(
         raise NotExpressible(f"{original.source.name} did not come from one.")
     program, original = shortened(program, original)
     quantized = forms_of(program, original)
-    check_same_model(program, original, quantized)
+    config = _sized(program, original, quantized)
     tensors = _stored(program, original, quantized)
     written = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard)
     for name, members in written.filename_to_tensors.items():
@@ -98,7 +100,7 @@ def write_checkpoint(
     if written.is_sharded:
         index = {"metadata": written.metadata, "weight_map": written.tensor_to_filename}
         _write_json(folder / INDEX, index)
-    _write_json(folder / "config.json", _config(program, quantized))
+    _write_json(folder / "config.json", _config(program, config, quantized))
     copy_companions(original.source, folder)
     paths = tuple(folder / name for name in written.filename_to_tensors)
     nbytes = sum(path.stat().st_size for path in paths)
@@ -149,10 +151,50 @@ def _stored(
     return dict(sorted(tensors.items()))
 
 
-def _config(program: Program, quantized: Mapping[str, Form]) -> dict[str, Any]:
-    """The source's config, with what it lacks where the model never was in a folder."""
+def _sized(program: Program, original: Program, quantized: Mapping[str, Form]) -> Mapping[str, Any]:
+    """The config of a model with the program's shapes: where none changed, the source's own.
+
+    Raises:
+        NotExpressible: if tensors were added or are missing, or no config has these shapes.
+    """
+    kept = set(program.tensors) - read_by_quantized(program) | set(quantized)
+    if kept != set(original.tensors):
+        check_same_model(program, original, quantized)
+    whole = _multiplied_out(program)
+    if all(tensor.shape == original.tensors[name].shape for name, tensor in whole.items()):
+        return program.source.config
+    tensors = {**whole, **{other: whole[name] for other, name in program.aliases.items()}}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    known = frozenset(original.source.stored_names) - set(shapes)
+    refused: NotExpressible | None = None
+    for found in configs_for(Sought(original.source, shapes, known)):
+        config = with_epsilon(found, program, original)
+        try:
+            check_outputs(config, program, tensors)
+        except NotExpressible as error:  # right in shape alone, as 4 heads of 16 for 16 heads of 4
+            refused = refused or error
+        else:
+            return config
+    assert refused is not None
+    raise refused
+
+
+def _multiplied_out(program: Program) -> dict[str, Tensor]:
+    """The tensors of a program, quantized weights in floating point."""
+    packed = read_by_quantized(program)
+    tensors = {name: one for name, one in program.tensors.items() if name not in packed}
+    for node in program.nodes(dequantize):
+        name, tensor = QuantizedTensor.read_by(node, program.tensors)
+        tensors[name] = tensor.dequantize()
+    return tensors
+
+
+def _config(
+    program: Program, sized: Mapping[str, Any], quantized: Mapping[str, Form]
+) -> dict[str, Any]:
+    """A config, with what it lacks where the model never was in a folder."""
     config: dict[str, Any] = {"architectures": [program.source.name], "dtype": _dtype(program)}
-    config |= program.source.config
+    config |= sized
     config.pop("quantization_config", None)  # of a GGUF file, which is multiplied out by now
     if quantized:
         config["quantization_config"] = config_of(quantized, _dense_layers(program, quantized))

@@ -9,10 +9,12 @@ from planish.passes.gptq import Gptq
 from planish.passes.isolate import Isolate
 from planish.passes.low_rank import LowRank
 from planish.passes.mixed_precision import MixedPrecision
+from planish.passes.prune import PruneChannels, PruneEmbedding, PruneExperts, PruneHeads
 from planish.passes.prune_depth import PruneDepth
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
+from planish.passes.reconstruct import Reconstruct
 from planish.passes.rotate import Rotate
 from planish.passes.smooth_quant import SmoothQuant
 from planish.passes.sparsify import Sparsify
@@ -27,10 +29,15 @@ __all__ = [
     "Isolate",
     "LowRank",
     "MixedPrecision",
+    "PruneChannels",
     "PruneDepth",
+    "PruneEmbedding",
+    "PruneExperts",
+    "PruneHeads",
     "QuantizeActivations",
     "QuantizeScan",
     "QuantizeWeights",
+    "Reconstruct",
     "Rotate",
     "SmoothQuant",
     "Sparsify",
@@ -40,6 +47,11 @@ __all__ = [
 PASSES: dict[str, type[Pass]] = {
     "fuse_conv_bn": FuseConvBn,
     "prune_depth": PruneDepth,
+    "prune_channels": PruneChannels,
+    "prune_heads": PruneHeads,
+    "prune_experts": PruneExperts,
+    "prune_embedding": PruneEmbedding,
+    "reconstruct": Reconstruct,
     "smooth_quant": SmoothQuant,
     "awq": Awq,
     "rotate": Rotate,

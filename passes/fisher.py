@@ -11,7 +11,7 @@ largest activations are those of the least gradients. GuidedQuant (Kim et al., 2
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -23,6 +23,13 @@ from planish.ir.program import Program, Sample
 
 LOGITS = "logits"
 """The output whose softmax is what a model answers, where there is one."""
+
+
+class Watcher(Protocol):
+    """Something that is shown a value on the way forward, to hook on to its gradient."""
+
+    def watch(self, output: Tensor) -> None:
+        """Begin with a request, whose gradient comes later, or never."""
 
 
 class Slopes:
@@ -73,19 +80,36 @@ def slopes(
         progress: told how many requests are done, and of how many.
     """
     found = {reader.name: Slopes(int(reader.meta["val"].shape[-1])) for reader in readers}
+    return found, observe(program, found, requests, progress)
+
+
+def observe(
+    program: Program,
+    watched: Mapping[str, Watcher],
+    requests: Sequence[Sample],
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> int:
+    """Run requests forward and back, one at a time, and let values be watched; rows of outputs.
+
+    Args:
+        program: stays as it is.
+        watched: by the name of the node whose value it is.
+        requests: at least one.
+        progress: told how many requests are done, and of how many.
+    """
     chance = torch.Generator().manual_seed(0)
     rows = 0
     for done, request in enumerate(requests):
         progress(done, len(requests))
         with torch.enable_grad():
-            outputs = _Watched(program, found).run(
+            outputs = _Watched(program, watched).run(
                 *(request[spec.name] for spec in program.inputs), enable_io_processing=False
             )
             surprise, count = _surprise(dict(zip(program.outputs, outputs, strict=True)), chance)
             if surprise.requires_grad:
                 surprise.backward()
         rows += count
-    return found, rows
+    return rows
 
 
 def requests_of(program: Program, sample: Sample) -> Iterator[Sample]:
@@ -120,7 +144,7 @@ def _surprise(outputs: Mapping[str, Any], chance: torch.Generator) -> tuple[Tens
 class _Watched(fx.Interpreter):
     """Runs a program with gradients, which linear layers' outputs are watched for."""
 
-    def __init__(self, program: Program, watched: Mapping[str, Slopes]) -> None:
+    def __init__(self, program: Program, watched: Mapping[str, Watcher]) -> None:
         super().__init__(torch.nn.Module(), graph=program.graph)
         self._tensors = program.tensors
         self._watched = watched

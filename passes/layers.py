@@ -8,7 +8,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import torch
 from pydantic import AfterValidator
@@ -252,7 +252,20 @@ Patterns = Annotated[tuple[str, ...], AfterValidator(_checked)]
 """An option that names layers: each a name, a glob, or a regular expression after `re:`."""
 
 
-def unmatched(patterns: Iterable[str], layers: Sequence[Layer]) -> str | None:
+class Named(Protocol):
+    """What patterns may name, such as a layer."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name it goes by."""
+
+    def matches(self, patterns: Iterable[str]) -> bool:
+        """Whether one of the patterns names it."""
+
+
+def unmatched(
+    patterns: Iterable[str], layers: Sequence[Named], called: str = "layers with weights"
+) -> str | None:
     """What is wrong if a pattern matches no layer, with the closest name there is."""
     for pattern in patterns:
         if any(layer.matches([pattern]) for layer in layers):
@@ -260,5 +273,5 @@ def unmatched(patterns: Iterable[str], layers: Sequence[Layer]) -> str | None:
         names = dict.fromkeys(name for layer in layers for name in layer.names)
         close = difflib.get_close_matches(pattern, [*names], n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"names look like {next(iter(names))!r}."
-        return f"{pattern!r} matches none of the {len(layers)} layers with weights; {hint}"
+        return f"{pattern!r} matches none of the {len(layers)} {called}; {hint}"
     return None

@@ -39,7 +39,7 @@ class Visit:
     """Layers that read one value, reached on a walk.
 
     Attributes:
-        layers: nodes that call `aten.linear`.
+        layers: nodes that call `aten.linear`, or another layer that was asked for.
         inputs: what they read, [..., K] for each sample, as the layers before them are by now.
         exact: what the first samples, as many as the walk compares, would give them in the model in
             full precision: had no layer been changed, nor what layers read been rounded.
@@ -68,7 +68,7 @@ def walk(
     Args:
         program: stays as it is.
         samples: at least one.
-        layers: nodes that call `aten.linear`.
+        layers: nodes that call `aten.linear`, or something else that reads its first argument.
         tell: called after each visit, with the number of layers done and that of all.
         compared: over how many samples, the first ones, to run the unchanged model beside, for
             `Visit.exact`.
@@ -126,6 +126,13 @@ class Run:
     def read(self, node: fx.Node) -> list[Tensor]:
         """The value of a node, for each sample."""
         return [values[node] for values in self._values]
+
+    def results(self, node: fx.Node) -> Iterator[Tensor]:
+        """What the node that comes next gives, sample by sample; nothing of it is kept."""
+        for feeds, values in zip(self._feeds, self._values, strict=True):
+            known = dict(values)
+            self._compute([node], feeds, known)
+            yield known[node]
 
     def until(self, node: fx.Node) -> None:
         """Compute what comes before a node, and forget what none from there on reads."""

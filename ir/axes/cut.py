@@ -20,7 +20,7 @@ from planish.ir import ops
 from planish.ir.axes.axes import Axes, Axis, members, order, taken
 from planish.ir.axes.terms import Leaf, Product, Term, leaves, resolved, size_of
 from planish.ir.edit import Edit
-from planish.ir.program import Input, Program
+from planish.ir.program import Input, Program, Sample
 
 aten = torch.ops.aten
 
@@ -33,7 +33,8 @@ def cut(axes: Axes, program: Program, kept: Mapping[Axis, Tensor]) -> Program:
     """A program without some indices of some axes.
 
     It computes what the program does whose removed slices are all zero, exactly: an RMS norm that
-    loses coordinates keeps dividing by the old count, by way of its weight and epsilon.
+    loses coordinates keeps dividing by the old count, by way of its weight and epsilon. Samples
+    with a state, such as a cache, hold what the new program is given.
 
     Args:
         axes: of the program.
@@ -82,7 +83,11 @@ def _without(
                     own = work.own(node, reader, edit)
                     _BAKED.get(own.target, _nothing)(work, own, edit)
             _BAKED.get(node.target, _nothing)(work, node, edit)
-    return edit.program
+    return dataclasses.replace(
+        edit.program,
+        samples=tuple(work.fed(sample) for sample in program.samples),
+        calibration=tuple(work.fed(sample) for sample in program.calibration),
+    )
 
 
 def zeroed(axes: Axes, program: Program, kept: Mapping[Axis, Tensor]) -> Program:
@@ -130,6 +135,15 @@ class _Cut:
             for term, extent in zip(terms, spec.shape, strict=True)
         )
         return dataclasses.replace(spec, shape=shape)
+
+    def fed(self, sample: Sample) -> Sample:
+        """What is given to the program; of a state, such as a cache, the part that is kept."""
+        fed = dict(sample)
+        for name in sample:
+            for dim, term in enumerate(self.axes.values.get(name, ())):
+                if self.changes(term):
+                    fed[name] = taken(self.kept, fed[name], dim, term)
+        return fed
 
     def of(self, node: Any) -> tuple[Term, ...]:
         """The terms of a node's value."""

@@ -1,0 +1,112 @@
+"""Least squares for layers that are about to lose inputs: the others make up for them.
+
+With M = Σ x̂ x̂ᵀ of what a layer W reads, and K what is kept, the weights that give most nearly W x̂
+are W M_K (M_KK + λ)⁻¹, where a ridge λ holds them to W_K. Layers are fitted in the order of the
+graph, each to what it reads once those before it are. With drift, losses of earlier layers are made
+up for too: what the layer gave in the unchanged model is aimed at. Sources: He et al., "Channel
+Pruning for Accelerating Very Deep Neural Networks" (2017), section 3.1; for the inputs of the
+unchanged model, Li et al., "GPTAQ" (2025), section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from planish.ir.axes.axes import Axes, order
+from planish.ir.axes.terms import Leaf
+from planish.ir.program import Program, Sample
+from planish.passes.readers import Reader
+from planish.passes.refit import Fit, error, keep, kept_fit, overrides, solved
+from planish.passes.sequential import Run, second_moments
+from planish.passes.work import UNSEEN, Work
+
+
+def columns(axes: Axes, reader: Reader, kept: Mapping[Leaf, Tensor]) -> Tensor:
+    """Which columns of a layer's matrix are kept when atoms lose indices, ascending."""
+    terms = axes.terms[reader.weight]
+    channels = order(terms[0] if reader.read.op != "get_attr" else terms[1], kept)
+    width = reader.kernel()
+    return (channels[:, None] * width + torch.arange(width)).flatten()
+
+
+def mended(
+    program: Program,
+    axes: Axes,
+    layers: Sequence[Reader],
+    kept: Mapping[Leaf, Tensor],
+    samples: Sequence[Sample],
+    ridge: float,
+    drift: float,
+    work: Work = UNSEEN,
+) -> Iterator[Fit]:
+    """Weights for layers before they are cut, with 0 where they are about to be, one by one.
+
+    Args:
+        program: before the cut; stays as it is.
+        axes: of the program.
+        layers: in the order of the graph.
+        kept: which indices of each atom stay.
+        samples: at least one.
+        ridge: what is added to the diagonal of the second moments, as a share of its mean.
+        drift: from 0, to give what the layer would give as it was for what it reads now, up to 1,
+            what it gave in the unchanged model, which costs a second run.
+        work: told how many layers are done; keeps what is found of each.
+    """
+    now = Run(program, samples)
+    exact = Run(program, samples) if drift else None
+    for done, reader in enumerate(layers):
+        now.until(reader.node)
+        if exact is not None:
+            exact.until(reader.node)
+        fit = kept_fit(reader, work)
+        if fit is None:
+            fit = _fitted(program, reader, columns(axes, reader, kept), now, exact, ridge, drift)
+            keep(fit, work)
+        now.weights.update(overrides(fit))
+        yield fit
+        work.tell(done + 1, len(layers))
+
+
+def _fitted(
+    program: Program,
+    reader: Reader,
+    at: Tensor,
+    now: Run,
+    exact: Run | None,
+    ridge: float,
+    drift: float,
+) -> Fit:
+    matrix = reader.matrix(program.tensors).float()
+    bias = None if reader.bias is None else program.tensors[reader.bias].float()
+    if bias is not None:  # one more input, always 1
+        matrix = torch.cat([matrix, bias[:, None]], dim=1)
+        at = torch.cat([at, torch.tensor([matrix.shape[1] - 1])])
+    width = matrix.shape[1]
+    moments, added = torch.zeros(width, width), torch.zeros(width, width)
+    count = 0
+    before = exact.read(reader.source) if exact is not None else None
+    for place, value in enumerate(now.read(reader.source)):
+        rows = _with_one(reader.rows(value).float(), bias)
+        moments += second_moments([rows])[0]
+        if before is not None:
+            was = _with_one(reader.rows(before[place]).float(), bias)
+            added.addmm_((was - rows).T, rows)
+        count += len(rows)
+    cross = matrix @ (moments + drift * added)
+    energy = float(((matrix.double() @ moments.double()) * matrix.double()).sum())
+    inner = moments[at][:, at]
+    fitted = solved(matrix[:, at], inner, cross[:, at], ridge)
+    wrong = [error(one, inner, cross[:, at], energy) for one in (matrix[:, at], fitted)]
+    whole = torch.zeros_like(matrix).index_copy_(1, at, fitted)
+    stored = program.tensors[reader.weight]
+    tensors = {reader.weight: reader.stored(whole[:, :-1] if bias is not None else whole, stored)}
+    if reader.bias is not None:
+        tensors[reader.bias] = whole[:, -1].to(program.tensors[reader.bias].dtype).contiguous()
+    return Fit(reader, tensors, *wrong, count, len(at))
+
+
+def _with_one(rows: Tensor, bias: Tensor | None) -> Tensor:
+    return rows if bias is None else torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
