@@ -12,6 +12,7 @@ from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rotate import Rotate
+from planish.passes.slice import Slice
 from planish.passes.smooth_quant import SmoothQuant
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "QuantizeScan",
     "QuantizeWeights",
     "Rotate",
+    "Slice",
     "SmoothQuant",
     "name_of",
 ]
@@ -36,6 +38,7 @@ PASSES: dict[str, type[Pass]] = {
     "smooth_quant": SmoothQuant,
     "awq": Awq,
     "rotate": Rotate,
+    "slice": Slice,
     "quantize_weights": QuantizeWeights,
     "gptq": Gptq,
     "binarize": Binarize,

@@ -30,6 +30,7 @@ from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rotate import Rotate
+from planish.passes.slice import Slice
 from planish.passes.smooth_quant import SmoothQuant
 
 
@@ -98,16 +99,23 @@ class Scanned(nn.Module):
 MODULES: dict[str, type[nn.Module]] = {
     "isolate": Leaking,
     "rotate": Streamed,
+    "slice": Streamed,
     "quantize_scan": Scanned,
 }
 """What a pass is tried on where it has nothing to do in `Mixed`."""
+
+LEARNS_WIDTHS = {"slice"}
+"""Passes that need more rows of samples than a stream is wide."""
 
 
 @cache
 def program(dtype: torch.dtype = torch.float32, name: str = "") -> Program:
     torch.manual_seed(0)
     module = MODULES.get(name, Mixed)()
-    return from_module(module.eval().to(dtype), torch.randn(3, 5, 32).to(dtype))
+    made = from_module(module.eval().to(dtype), torch.randn(3, 5, 32).to(dtype))
+    if name not in LEARNS_WIDTHS:
+        return made
+    return dataclasses.replace(made, calibration=({"x": torch.randn(40, 5, 32).to(dtype)},))
 
 
 CASES: dict[str, tuple[Pass, ...]] = {
@@ -118,6 +126,7 @@ CASES: dict[str, tuple[Pass, ...]] = {
         Awq(bits=8, group_size=None, symmetric=False, grid=4, duo_scaling=False),
     ),
     "rotate": (Rotate(), Rotate(matrix="orthogonal", seed=3)),
+    "slice": (Slice(ratio=0.25), Slice(ratio=0.25, bases="per_block", tied="split", repair=False)),
     "quantize_weights": (
         QuantizeWeights(bits=8, group_size=None),
         QuantizeWeights(bits=4, group_size=32, symmetric=False),
@@ -153,6 +162,7 @@ NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
     "smooth_quant": lambda given: (SmoothQuant(ignore=("down",)), given),
     "awq": lambda given: (Awq(bits=4, group_size=32, ignore=("Linear",)), given),
     "rotate": lambda given: (Rotate(), given),
+    "slice": lambda given: (Slice(), given),
     "quantize_weights": lambda given: (
         QuantizeWeights(bits=4, group_size=32, ignore=("Linear",)),
         given,
@@ -174,6 +184,7 @@ ERROR = {
     **dict.fromkeys(("fuse_conv_bn", "smooth_quant", "awq", "rotate"), 1e-6),
     **dict.fromkeys(("quantize_weights", "gptq", "mixed_precision"), 0.2),
     "binarize": 0.5,
+    "slice": 0.5,
     **dict.fromkeys(("cast", "isolate"), 0.02),
     **dict.fromkeys(("quantize_activations", "quantize_scan"), 0.05),
 }
