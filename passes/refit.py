@@ -92,7 +92,7 @@ def places(
                     _writers(axes, axis, node, skips[node.name]), key=order.__getitem__
                 )
                 found.append(Writing(node, tuple(one.name for one in writers), normed))
-    return sorted(found, key=lambda one: order[one.value])
+    return sorted(found, key=lambda one: (order[one.value], isinstance(one, Reading)))
 
 
 def _readers(axes: Axes, axis: Axis, value: fx.Node) -> Iterator[fx.Node]:
@@ -147,8 +147,9 @@ def refitted(
     fit = _Fit(full, small, samples, dampening)
     for done, place in enumerate(where, start=1):
         kept = work.journal.load(place.value.name) if work.journal else None
-        step = fit.read(place, kept) if isinstance(place, Reading) else fit.write(place, kept)
-        if kept is None and work.journal is not None:
+        known = kept["step"] if kept else None
+        step = fit.read(place, known) if isinstance(place, Reading) else fit.write(place, known)
+        if known is None and work.journal is not None:
             work.journal.keep(place.value.name, {"step": step})
         work.tell(done, len(where))
     return dataclasses.replace(small, tensors={**small.tensors, **fit.found})
