@@ -146,11 +146,12 @@ def refitted(
     """
     fit = _Fit(full, small, samples, dampening)
     for done, place in enumerate(where, start=1):
-        kept = work.journal.load(place.value.name) if work.journal else None
+        piece = f"{type(place).__name__}-{place.value.name}".lower()
+        kept = work.journal.load(piece) if work.journal else None
         known = kept["step"] if kept else None
         step = fit.read(place, known) if isinstance(place, Reading) else fit.write(place, known)
         if known is None and work.journal is not None:
-            work.journal.keep(place.value.name, {"step": step})
+            work.journal.keep(piece, {"step": step})
         work.tell(done, len(where))
     return dataclasses.replace(small, tensors={**small.tensors, **fit.found})
 
@@ -288,4 +289,4 @@ def _step(
     parts = moments.diagonal().split([*widths])
     added = torch.cat([part.mean().clamp_min(1e-30).expand(len(part)) for part in parts])
     step: Tensor = torch.linalg.solve(moments + torch.diag(added * dampening), cross)
-    return step
+    return step.contiguous()  # as it comes back from a journal, to the last bit of what follows
