@@ -132,6 +132,7 @@ def refitted(
     where: Sequence[Reading | Writing],
     samples: Sequence[Sample],
     dampening: float,
+    reads: float,
     work: Work,
 ) -> Program:
     """A cut program whose weights were moved, one place after the other, towards the uncut one.
@@ -142,9 +143,12 @@ def refitted(
         where: as `places` gives them, of `full`.
         samples: at least one.
         dampening: what is added to the diagonals of second moments, as a share of their mean.
+        reads: how far what reads the stream is moved, from 0 to 1.
         work: told of each place, and keeps what was found there.
     """
-    fit = _Fit(full, small, samples, dampening)
+    fit = _Fit(full, small, samples, dampening, reads)
+    if not reads:
+        where = [place for place in where if isinstance(place, Writing)]
     for done, place in enumerate(where, start=1):
         piece = f"{type(place).__name__}-{place.value.name}".lower()
         kept = work.journal.load(piece) if work.journal else None
@@ -160,7 +164,12 @@ class _Fit:
     """Both programs while they are run, and the tensors found so far."""
 
     def __init__(
-        self, full: Program, small: Program, samples: Sequence[Sample], dampening: float
+        self,
+        full: Program,
+        small: Program,
+        samples: Sequence[Sample],
+        dampening: float,
+        reads: float,
     ) -> None:
         self.found: dict[str, Tensor] = {}
         self._full, self._small = full, small
@@ -168,7 +177,7 @@ class _Fit:
         self._nodes = {node.name: node for node in small.graph.nodes}
         self._layers = _single(small)
         self._before = _single(full)
-        self._dampening = dampening
+        self._dampening, self._reads = dampening, reads
 
     def read(self, place: Reading, step: Tensor | None) -> Tensor:
         """Let layers read x where there is z, so that z (I + step) is nearest to x: [n', n]."""
@@ -184,7 +193,7 @@ class _Fit:
                 for x, z in zip(wanted, inputs, strict=True)
             ]
             step = _step([z.flatten(0, -2) for z in inputs], missing, [width], self._dampening)
-        whole_step = torch.eye(width, whole, dtype=torch.float64) + step
+        whole_step = torch.eye(width, whole, dtype=torch.float64) + self._reads * step
         for name in place.readers:
             layer, before = self._layers.get(name), self._before.get(name)
             if layer is None or before is None:

@@ -30,7 +30,7 @@ from planish.passes.rotatable import prepared, rotatable, why_not
 from planish.passes.streams import BASIS, SKIP, lies_along, parted, plain, sums, untied
 from planish.passes.work import UNSEEN, Work
 
-TOKENS = 32_768
+TOKENS = 16_384
 """On about so many tokens bases and least squares are found."""
 
 
@@ -85,6 +85,10 @@ class Slice(LongPass):
     """Whether weights that write and read the stream are moved, by least squares, towards what the
     unchanged model gives for the samples."""
 
+    read_correction: float = Field(default=0.5, ge=0, le=1)
+    """How far what reads the stream is moved in a repair, so that it sees of the kept directions
+    what it saw of all: 1 is the least squares on the samples, 0 leaves it."""
+
     dampening: float = Field(default=1e-3, gt=0, le=1)
     """What holds repaired weights to what they were, as a share of the mean second moment."""
 
@@ -116,7 +120,8 @@ class Slice(LongPass):
         if self.repair and turned is not sliced.program:
             samples = spread(samples_of(turned, "slice"), TOKENS)
             where = places(sliced.program, sliced.axes, sliced.along, sliced.skips)
-            small = refitted(turned, small, where, samples, self.dampening, work)
+            options = (self.dampening, self.read_correction)
+            small = refitted(turned, small, where, samples, *options, work)
         changes = [
             _change(small, axis, width, share)
             for axis, width, share in zip(sliced.along, widths, shares, strict=True)
