@@ -16,6 +16,7 @@ from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.reconstruct import Reconstruct
 from planish.passes.rotate import Rotate
+from planish.passes.slice import Slice
 from planish.passes.smooth_quant import SmoothQuant
 from planish.passes.sparsify import Sparsify
 
@@ -39,6 +40,7 @@ __all__ = [
     "QuantizeWeights",
     "Reconstruct",
     "Rotate",
+    "Slice",
     "SmoothQuant",
     "Sparsify",
     "name_of",
@@ -57,6 +59,7 @@ PASSES: dict[str, type[Pass]] = {
     "rotate": Rotate,
     "sparsify": Sparsify,
     "low_rank": LowRank,
+    "slice": Slice,
     "quantize_weights": QuantizeWeights,
     "gptq": Gptq,
     "binarize": Binarize,

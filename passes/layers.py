@@ -8,7 +8,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import AfterValidator
@@ -89,12 +89,18 @@ class Layer:
             read = self.node.target(read, *self.node.args[1:])  # type: ignore[operator]
         return read.mT if self._across else read
 
-    def stored(self, matrix: Tensor) -> Tensor:
-        """A matrix, as of `matrix`, in the form in which the tensor is stored."""
-        read = matrix.mT if self._across else matrix
-        if self.node.op != "get_attr":  # a turn of two dimensions is its own inverse
-            read = self.node.target(read, *self.node.args[1:])  # type: ignore[operator]
-        return read.contiguous()
+    def as_read(self, matrix: Tensor) -> Tensor:
+        """A matrix [N, K], of experts [E, N, K], as the readers read it."""
+        return matrix.mT.contiguous() if self._across else matrix
+
+    def stored(self, read: Tensor) -> Tensor:
+        """What the readers read as it is stored: transposed back, where they read it turned."""
+        if self.node.op == "get_attr":
+            return read
+        if self.node.target is aten.permute.default:
+            order: Any = self.node.args[1]
+            return read.permute(torch.tensor(order).argsort().tolist()).contiguous()
+        return self.node.target(read, *self.node.args[1:]).contiguous()  # type: ignore[operator]
 
     def insert(self, edit: Edit, tensor: QuantizedTensor) -> fx.Node:
         """Store this weight's `matrix` in packed form; a node that the readers may read instead."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import suppress
 from typing import ClassVar, Literal
 
 import torch
@@ -16,12 +15,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from planish.ir.axes.axes import Axes, Axis, find
-from planish.ir.axes.fold import center, fold_norms
+from planish.ir.axes.axes import Axis, find
 from planish.ir.axes.rotate import rotate
 from planish.ir.program import Change, Program
 from planish.passes.contract import OPTIONS, Contract, NotApplicable, Pass
 from planish.passes.hadamard import random_orthogonal, randomized_hadamard
+from planish.passes.rotatable import prepared, rotatable, why_not
 
 MATRICES: dict[str, Callable[[int, torch.Generator], Tensor]] = {
     "hadamard": randomized_hadamard,
@@ -56,10 +55,10 @@ class Rotate(Pass):
         Raises:
             NotApplicable: if no axis rotates, naming what keeps the one that occurs most often.
         """
-        folded, axes = _prepared(program)
-        turned = _rotatable(axes)
+        folded, axes = prepared(program)
+        turned = rotatable(axes)
         if not turned:
-            raise NotApplicable(f"rotate: {_why_not(program, find(program))}")
+            raise NotApplicable(f"rotate: {why_not(program, find(program))}")
         changes = [_change(folded, axis, self.matrix) for axis in turned]
         changes += _growth(program, folded)
         after = dataclasses.replace(folded, changes=(*folded.changes, *changes))
@@ -75,47 +74,6 @@ def _change(program: Program, axis: Axis, matrix: str) -> Change:
     reader = next(node for node in program.graph.nodes if node.target == first.tensor)
     more = f" and {len(axis.members) - 1} more" if len(axis.members) > 1 else ""
     return Change(reader.name, f"{matrix} of {axis.size}: {first.tensor}[{first.dim}]{more}")
-
-
-def _prepared(program: Program) -> tuple[Program, Axes]:
-    """The program with norms folded and centred, if more of it rotates then; else as it is."""
-    axes = find(program)
-    folded = fold_norms(program)
-    more = find(folded)
-    while centred := _centred(more, folded):
-        folded, more = centred, find(centred)
-    return (folded, more) if _places(more) > _places(axes) else (program, axes)
-
-
-def _centred(axes: Axes, program: Program) -> Program | None:
-    """The program with the layer norms along one more axis turned to RMS norms, where one is."""
-    for axis in axes.all:
-        limits = {site.kind for site in axis.limits("rotate")}
-        if limits == {"layer norm"} and isinstance(axis.size, int):
-            with suppress(ValueError):  # something reads the axis without a norm
-                return center(axes, program, axis)
-    return None
-
-
-def _rotatable(axes: Axes) -> list[Axis]:
-    return [axis for axis in axes.all if isinstance(axis.size, int) and axis.allows("rotate")]
-
-
-def _places(axes: Axes) -> int:
-    """In how many dimensions of stored tensors there is an axis that rotates."""
-    return sum(len(axis.members) for axis in _rotatable(axes))
-
-
-def _why_not(program: Program, axes: Axes) -> str:
-    wide = [axis for axis in axes.all if isinstance(axis.size, int)]
-    if not wide:
-        return f"{program.source.name} stores nothing that has an axis."
-    axis = max(wide, key=lambda one: len(one.members))
-    return (
-        f"no axis of {program.source.name} rotates. The one that occurs most often, of size "
-        f"{axis.size} in {axis.members[0].tensor} and {len(axis.members) - 1} other places, "
-        f"cannot: {axis.limits('rotate')[0]}. Leave this pass out."
-    )
 
 
 def _growth(program: Program, folded: Program) -> list[Change]:

@@ -134,6 +134,11 @@ class Run:
             self._compute([node], feeds, known)
             yield known[node]
 
+    def put(self, node: fx.Node, values: Sequence[Tensor]) -> None:
+        """Let later nodes read other values of a node that was computed, one for each sample."""
+        for known, value in zip(self._values, values, strict=True):
+            known[node] = value
+
     def until(self, node: fx.Node) -> None:
         """Compute what comes before a node, and forget what none from there on reads."""
         stop = self._place[node]

@@ -80,7 +80,7 @@ class Sparsify(LongPass):
             found = self._found(program, work)
             for layer in layers:
                 made = found[layer.name]
-                edit.tensors[layer.name] = layer.stored(made.matrix)
+                edit.tensors[layer.name] = layer.stored(layer.as_read(made.matrix))
                 edit.record(layer.first_reader, f"{layer.name}: {made.note}")
         return noted(edit.program, program, self.targets, self.ignore, LEFT)
 

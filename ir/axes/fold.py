@@ -64,12 +64,15 @@ STREAM = PASSES | {
 linear and the same at every index."""
 
 
-def fold_norms(program: Program) -> Program:
+def fold_norms(program: Program, *, untie: bool = True) -> Program:
     """A program that computes the same, whose norms have no weights and biases where possible.
 
-    A tensor that is looked up and multiplied by, such as tied embeddings, becomes two.
+    Args:
+        program: stays as it is.
+        untie: whether a tensor that is looked up and multiplied by, such as tied embeddings,
+            becomes two. Else a norm whose weight would go into it keeps that.
     """
-    program = _fold_biases(_untied(program))
+    program = _fold_biases(_untied(program) if untie else program)
     axes = find(program)
     ways = cache(lambda leaf: scalings(axes, (leaf,), signed=True))
     weights: dict[Scaling, tuple[Scaling, Tensor]] = {}

@@ -32,6 +32,7 @@ from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rotate import Rotate
+from planish.passes.slice import Slice
 from planish.passes.smooth_quant import SmoothQuant
 from planish.passes.sparsify import Sparsify
 
@@ -116,16 +117,23 @@ MODULES: dict[str, type[nn.Module]] = {
     "isolate": Leaking,
     "rotate": Streamed,
     "prune_depth": Stacked,
+    "slice": Streamed,
     "quantize_scan": Scanned,
 }
 """What a pass is tried on where it has nothing to do in `Mixed`."""
+
+LEARNS_WIDTHS = {"slice"}
+"""Passes that need more rows of samples than a stream is wide."""
 
 
 @cache
 def program(dtype: torch.dtype = torch.float32, name: str = "") -> Program:
     torch.manual_seed(0)
     module = MODULES.get(name, Mixed)()
-    return from_module(module.eval().to(dtype), torch.randn(3, 5, 32).to(dtype))
+    made = from_module(module.eval().to(dtype), torch.randn(3, 5, 32).to(dtype))
+    if name not in LEARNS_WIDTHS:
+        return made
+    return dataclasses.replace(made, calibration=({"x": torch.randn(40, 5, 32).to(dtype)},))
 
 
 CASES: dict[str, tuple[Pass, ...]] = {
@@ -147,6 +155,7 @@ CASES: dict[str, tuple[Pass, ...]] = {
         Sparsify(sparsity="2:4", targets=("up",)),
     ),
     "low_rank": (LowRank(ratio=0.9, round_to=1), LowRank(ratio=0.9, calibration="none")),
+    "slice": (Slice(ratio=0.25), Slice(ratio=0.25, bases="per_block", tied="split", repair=False)),
     "quantize_weights": (
         QuantizeWeights(bits=8, group_size=None),
         QuantizeWeights(bits=4, group_size=32, symmetric=False),
@@ -185,6 +194,7 @@ NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
     "rotate": lambda given: (Rotate(), given),
     "sparsify": lambda given: (Sparsify(ignore=("Linear",)), given),
     "low_rank": lambda given: (LowRank(ignore=("Linear",)), given),
+    "slice": lambda given: (Slice(), given),
     "quantize_weights": lambda given: (
         QuantizeWeights(bits=4, group_size=32, ignore=("Linear",)),
         given,
@@ -208,6 +218,7 @@ ERROR = {
     **dict.fromkeys(("sparsify", "low_rank"), 0.3),
     "binarize": 0.5,
     "prune_depth": 0.5,
+    "slice": 0.5,
     **dict.fromkeys(("cast", "isolate"), 0.02),
     **dict.fromkeys(("quantize_activations", "quantize_scan"), 0.05),
 }
