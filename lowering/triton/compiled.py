@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from planish.lowering.triton.build import function_of, require_triton, source_of
-from planish.lowering.triton.generators import Spec, pointers
+from planish.lowering.triton.generators import Spec, pointers, warps_and_stages
 
 HOPPER = 90
 """The compute capability of an H100 or H200, times ten."""
@@ -76,7 +76,7 @@ def compile_for(spec: Spec, capability: int = HOPPER, *, plain: bool = False) ->
         constexprs=constants,
         attrs={(place,): [["tt.divisibility", 16]] for place in range(len(names))},
     )
-    options = {"num_warps": spec.tiling.warps, "num_stages": spec.tiling.stages, **OPTIONS}
+    options = {**warps_and_stages(spec), **OPTIONS}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 

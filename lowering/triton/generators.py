@@ -6,14 +6,23 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from planish.lowering.triton import weight_only
-from planish.lowering.triton.specs import Epilogue, NoKernel, Tiling, WeightOnly
+from planish.lowering.triton import rowwise, scaled, weight_only
+from planish.lowering.triton.specs import (
+    Epilogue,
+    NoKernel,
+    RowWise,
+    Scaled,
+    Tiling,
+    WeightOnly,
+)
 from planish.lowering.triton.text import Source
 
-Spec = WeightOnly
+Spec = WeightOnly | Scaled | RowWise
 
 GENERATORS: dict[type[Any], Callable[[Any], Source]] = {
     WeightOnly: weight_only.generate,
+    Scaled: scaled.generate,
+    RowWise: rowwise.generate,
 }
 """By class of specification."""
 
@@ -30,10 +39,29 @@ def generate(spec: Spec) -> Source:
 
 def pointers(spec: Spec) -> tuple[str, ...]:
     """Triton's type of each tensor that a kernel takes, in order."""
-    stored = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32"}
-    fixed = {"words": "*i16", "partial": "*fp32", "arrived": "*i32"}
-    fixed |= dict.fromkeys(("scales", "zeros"), stored[spec.scale_dtype])
-    return tuple(fixed.get(name, stored[spec.dtype]) for name in generate(spec).tensors)
+    kinds = {
+        "bfloat16": "*bf16",
+        "float16": "*fp16",
+        "float32": "*fp32",
+        "int8": "*i8",
+        "float8_e4m3fn": "*fp8e4nv",
+    }
+    found = {"words": "*i16", "partial": "*fp32", "arrived": "*i32", "row_scales": "*fp32"}
+    match spec:
+        case WeightOnly():
+            found |= dict.fromkeys(("scales", "zeros"), kinds[spec.scale_dtype])
+        case Scaled():
+            found |= {"x": kinds[spec.codes], "codes": kinds[spec.codes], "scales": "*fp32"}
+        case RowWise(codes=str(codes)):
+            found["y"] = kinds[codes]
+    return tuple(found.get(name, kinds[spec.dtype]) for name in generate(spec).tensors)
+
+
+def warps_and_stages(spec: Spec) -> dict[str, int]:
+    """How a kernel is compiled."""
+    if isinstance(spec, RowWise):
+        return {"num_warps": spec.warps}
+    return {"num_warps": spec.tiling.warps, "num_stages": spec.tiling.stages}
 
 
 def spec_json(spec: Spec) -> dict[str, Any]:
@@ -52,7 +80,7 @@ def spec_of(values: Mapping[str, Any]) -> Spec:
     if kind is None:
         raise NoKernel(f"{values.get('operator')!r} is no operator; there are {[*OPERATORS]}.")
     try:
-        parts = {name: _PARTS[name](**fields.pop(name)) for name in _PARTS if name in fields}
+        parts = {name: _PARTS[name](**fields.pop(name)) for name in (*_PARTS,) if name in fields}
         made: Spec = kind(**fields, **parts)
     except TypeError as error:
         raise NoKernel(f"this is no specification of {kind.__name__}: {error}.") from error

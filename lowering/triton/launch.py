@@ -10,26 +10,28 @@ from torch import Tensor
 
 from planish.lowering.triton.build import function_of, interpreted, source_of
 from planish.lowering.triton.compiled import OPTIONS
-from planish.lowering.triton.specs import WeightOnly
+from planish.lowering.triton.generators import Spec, warps_and_stages
+from planish.lowering.triton.specs import RowWise, Scaled, WeightOnly
 
 _SCRATCH: dict[tuple[Any, ...], Tensor] = {}
 """Counters by device, stream and tile count: zero between launches, so that none is cleared."""
 
 
-def run(spec: WeightOnly, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+def run(spec: WeightOnly | Scaled, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """Evaluate a product's kernel.
 
     Args:
         spec: of the kernel.
-        x: [M, K], of the specification's dtype.
-        tensors: the others that the kernel reads, by name: the stored weight's and the epilogue's.
+        x: [M, K]: of the specification's dtype, or its codes.
+        tensors: the others that the kernel reads, by name: the stored weight's, the epilogue's,
+            and for codes `row_scales` float32 [M].
 
     Returns:
         y [M, N].
     """
     x = aligned(x)
     given = {"x": x, **{name: aligned(each) for name, each in tensors.items()}}
-    y = x.new_empty((x.shape[0], spec.n))
+    y = x.new_empty((x.shape[0], spec.n), dtype=getattr(torch, spec.dtype))
     if not y.numel():
         return y
     tiling = spec.tiling
@@ -42,16 +44,36 @@ def run(spec: WeightOnly, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     return y
 
 
-def launch(spec: Any, grid: tuple[int, ...], tensors: dict[str, Tensor], rows: int) -> None:
+def run_rows(spec: RowWise, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Evaluate a row-wise kernel.
+
+    Args:
+        spec: of the kernel.
+        tensors: `x` [M, K] and maybe `up` and `weight`.
+
+    Returns:
+        y [M, K]; or its codes, and scales float32 [M].
+    """
+    given = {name: aligned(each) for name, each in tensors.items()}
+    x = given["x"]
+    made = {"y": torch.empty_like(x, dtype=getattr(torch, spec.codes or spec.dtype))}
+    if spec.codes:
+        made["row_scales"] = x.new_empty(x.shape[0], dtype=torch.float32)
+    if x.shape[0]:
+        launch(spec, (x.shape[0],), {**given, **made}, x.shape[0])
+    return tuple(made.values())
+
+
+def launch(spec: Spec, grid: tuple[int, ...], tensors: dict[str, Tensor], rows: int) -> None:
     """Start a kernel; what it writes is written into the tensors given.
 
     In the interpreter 16-bit floats are widened before and narrowed after: its arithmetic on
     bfloat16 is wrong, being numpy's on the bits.
     """
     used = {name: tensors[name] for name in source_of(spec).tensors}
-    function, tiling = function_of(spec), spec.tiling
+    function = function_of(spec)
     if not interpreted():
-        options = {"num_warps": tiling.warps, "num_stages": tiling.stages, **OPTIONS}
+        options = {**warps_and_stages(spec), **OPTIONS}
         function[grid](*used.values(), rows, PLAIN=False, **options)
         return
     wide = {name: _widened(tensor) for name, tensor in used.items()}

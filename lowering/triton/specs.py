@@ -47,6 +47,13 @@ WIDEST = {2: 32, 3: 32, 4: 64, 8: 64}
 outgrows shared memory."""
 
 
+EXACT = (2**31 - 1) // 128**2
+"""The longest row whose sums of products of int8 fit 32 bits."""
+
+WIDEST_ROW = 32_768
+"""The longest row that a program keeps in registers."""
+
+
 class NoKernel(PlanishError):
     """No kernel can be generated for this shape or format."""
 
@@ -64,6 +71,8 @@ def check_words(spec: Any) -> None:
     words["codes"] = get_args(Codes)
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
+        if field.name == "codes" and value is None and "None" in str(field.type):
+            continue
         if field.name in words and value not in words[field.name]:
             raise NoKernel(f"{field.name} is {value!r}; it may be {', '.join(words[field.name])}.")
         kind = {"int": int, "bool": bool, "float": float}.get(str(field.type))
@@ -226,3 +235,115 @@ def best_lanes(k: int, bits: int, group: int) -> int:
         raise NoKernel(f"groups of {group} are no multiples of {LANES[-1]}.")
     padded = {lanes: -(-k // (lanes * SLICES[bits])) * lanes * SLICES[bits] for lanes in fitting}
     return next((each for each in fitting if padded[each] <= 1.125 * k), fitting[-1])
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """y [M, N] = epilogue(x [M, K] · Wᵀ · row scales · column scales) of codes of 8 bits.
+
+    Both operands are codes; each row of x has a scale, and each output feature has. Sums of
+    integers are exact; those of FP8 are float32 as far as the tensor cores keep them.
+
+    Attributes:
+        n: output features.
+        k: input features.
+        dtype: of y and of the epilogue's tensors; scales are float32.
+        codes: of x and W.
+        accurate: for FP8, whether sums leave the tensor cores every 128 terms: inside, Hopper
+            keeps about 14 bits of them (DeepSeek-AI, "DeepSeek-V3", 2024, section 3.3.2).
+        step: columns that one step of the reduction reads.
+        epilogue: what follows the product.
+        tiling: how it is cut.
+    """
+
+    n: int
+    k: int
+    dtype: Dtype = "bfloat16"
+    codes: Codes = "int8"
+    accurate: bool = False
+    step: int = 128
+    epilogue: Epilogue = Epilogue()
+    tiling: Tiling = Tiling()
+
+    def __post_init__(self) -> None:
+        check_words(self)
+        if self.n < 1 or not 0 < self.k <= EXACT:
+            raise NoKernel(
+                f"a product of codes takes rows of 1 to {EXACT} columns, whose integer sums fit "
+                f"32 bits, not {self.k}."
+            )
+        if self.step not in {64, 128, 256} or (self.accurate and self.step != 128):
+            raise NoKernel(f"steps of {self.step} columns are none of 64, 128 and 256.")
+        if (self.tiling.slices - 1) * self.per_slice >= self.blocks:
+            raise NoKernel(f"{self.blocks} blocks cannot be cut into {self.tiling.slices} slices.")
+
+    @property
+    def blocks(self) -> int:
+        """Steps of the reduction."""
+        return math.ceil(self.k / self.step)
+
+    @property
+    def per_slice(self) -> int:
+        """Steps in a slice of the reduction; the last may have fewer."""
+        return math.ceil(self.blocks / self.tiling.slices)
+
+    @property
+    def name(self) -> str:
+        """For people and for the kernel's function."""
+        scheme = "w8a8" if self.codes == "int8" else "fp8"
+        return f"{scheme}_n{self.n}_k{self.k}_m{self.tiling.rows}"
+
+
+@dataclass(frozen=True)
+class RowWise:
+    """What is done to each row [K] by itself: norm or gate, then maybe rounding to codes.
+
+    Without codes the result is y [M, K]; with them it is codes [M, K] and a scale a row.
+
+    Attributes:
+        width: K.
+        dtype: of x, y, the weight and `up`.
+        norm: whether rows are divided by their root mean square.
+        eps: what is added to the mean of squares.
+        weight: whether the normed row is multiplied by a vector [K].
+        activation: of gated units: the row becomes activation(x) · up; None for no gate.
+        codes: what rows are rounded to, if they are.
+        warps: of a program.
+    """
+
+    width: int
+    dtype: Dtype = "bfloat16"
+    norm: bool = False
+    eps: float = 1e-6
+    weight: bool = False
+    activation: str | None = None
+    codes: Codes | None = None
+    warps: int = 4
+
+    def __post_init__(self) -> None:
+        check_words(self)
+        if not 0 < self.width <= WIDEST_ROW:
+            raise NoKernel(f"rows of {self.width} do not fit; those up to {WIDEST_ROW} do.")
+        if self.activation is not None and self.activation not in ACTIVATIONS:
+            raise NoKernel(f"{self.activation!r} is no activation; there are {list(ACTIVATIONS)}.")
+        if self.norm and self.activation:
+            raise NoKernel("a kernel either norms rows or gates them.")
+        if not (self.norm or self.activation or self.codes):
+            raise NoKernel("this kernel would do nothing.")
+        if self.weight and not self.norm:
+            raise NoKernel("only normed rows have a weight.")
+        if not 0 <= self.eps < 1 or self.warps not in {1, 2, 4, 8, 16}:
+            raise NoKernel(f"eps {self.eps} or {self.warps} warps are out of range.")
+
+    @property
+    def name(self) -> str:
+        """For people and for the kernel's function."""
+        kinds = ["rms"] if self.norm else []
+        kinds += [self.activation, "gate"] if self.activation else []
+        kinds += [self.codes] if self.codes else []
+        return f"{'_'.join(kinds)}_k{self.width}"
+
+
+def rowwise(width: int, **more: Any) -> RowWise:
+    """A row-wise kernel with as many warps as keep a row in registers without spills."""
+    return RowWise(width, warps=4 if width <= 4096 else 8 if width <= 8192 else 16, **more)

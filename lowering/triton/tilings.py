@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planish.lowering.triton.specs import Scaling, Tiling, WeightOnly
+from planish.lowering.triton.specs import Scaled, Scaling, Tiling, WeightOnly
 
 PROCESSORS = 132
 """Multiprocessors of an H100 or H200."""
@@ -81,3 +81,25 @@ def stages(spec: WeightOnly, rows: int) -> int:
     block = spec.words // spec.blocks
     each = columns(spec) * block * 2 + rows * spec.block * (4 if spec.dtype == "float32" else 2)
     return max(2, min(4, SHARED // RESIDENT // each))
+
+
+def tiled_codes(spec: Scaled, rows: int, *, bitwise: bool = False) -> Scaled:
+    """The same for a product of codes; see `tiled`."""
+    tile = bucket(rows)
+    count = 1
+    tiles = -(-spec.n // 64)
+    for parts in (2, 4, MOST_SLICES):
+        per = -(-spec.blocks // parts)
+        if tiles * parts <= PROCESSORS * RESIDENT and (parts - 1) * per < spec.blocks:
+            count = parts
+    if tile >= SPILLING and not bitwise:
+        count = 1
+    tiling = Tiling(
+        rows=tile,
+        columns=64 if tile < SPILLING else 128,
+        slices=count,
+        parallel=count > 1 and tile < SPILLING,
+        warps=8 if tile == 128 else 4,
+        stages=4 if tile < SPILLING else 3,
+    )
+    return replace(spec, tiling=tiling)

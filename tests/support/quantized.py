@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from planish.ir.quant import QuantizedTensor, QuantScheme
-from planish.lowering.triton.specs import WeightOnly
+from planish.lowering.triton.specs import Scaled, WeightOnly
 
 
 def random_weight(spec: WeightOnly, seed: int = 0) -> QuantizedTensor:
@@ -30,7 +30,7 @@ def random_weight(spec: WeightOnly, seed: int = 0) -> QuantizedTensor:
     )
 
 
-def random_operands(spec: WeightOnly, rows: int, seed: int = 0) -> dict[str, Tensor]:
+def random_operands(spec: WeightOnly | Scaled, rows: int, seed: int = 0) -> dict[str, Tensor]:
     """X, and what the epilogue reads, by name."""
     draw = torch.Generator().manual_seed(seed + 1)
     dtype = getattr(torch, spec.dtype)

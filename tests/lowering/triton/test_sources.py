@@ -3,7 +3,7 @@
 import ast
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,17 @@ import torch
 
 from planish.lowering.triton import layout
 from planish.lowering.triton.generators import Spec, generate, spec_json, spec_of
-from planish.lowering.triton.specs import Epilogue, NoKernel, Tiling, WeightOnly, best_lanes
-from planish.lowering.triton.tilings import tiled
+from planish.lowering.triton.specs import (
+    Epilogue,
+    NoKernel,
+    RowWise,
+    Scaled,
+    Tiling,
+    WeightOnly,
+    best_lanes,
+    rowwise,
+)
+from planish.lowering.triton.tilings import tiled, tiled_codes
 from support.quantized import random_weight
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -31,6 +40,10 @@ SPECS: dict[str, Spec] = {
         577, 576, "float16", "float16", bits=3, group=64, lanes=16, scaling="weights",
         tiling=Tiling(rows=64, slices=2), epilogue=Epilogue(residual=True),
     ),
+    "w8a8": Scaled(4096, 4000, epilogue=Epilogue(bias=True, residual=True)),
+    "fp8-accurate": tiled_codes(Scaled(4096, 4096, codes="float8_e4m3fn", accurate=True), 64),
+    "norm-int8": rowwise(576, norm=True, weight=True, codes="int8"),
+    "gate-fp8": rowwise(14336, activation="silu", codes="float8_e4m3fn"),
     "w8-per-row": WeightOnly(100, 1000, bits=8, group=1000, lanes=64),
 }  # fmt: skip
 
@@ -91,9 +104,28 @@ def test_any_change_of_a_specification_changes_the_source() -> None:
         ({"more": 1}, "no specification of WeightOnly"),
     ],
 )
-def test_what_has_no_kernel_is_refused(changed: Mapping[str, Any], message: str) -> None:
+def test_what_a_file_may_not_say_is_refused(changed: Mapping[str, Any], message: str) -> None:
     with pytest.raises(NoKernel, match=message):
         spec_of({**spec_json(SPECS["w4"]), **changed})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Scaled(16, 1 << 20), "rows of 1 to 131071 columns"),
+        (lambda: Scaled(16, 64, step=100), "steps of 100 columns"),
+        (lambda: Scaled(16, 64, codes="int4"), "codes is 'int4'; it may be int8"),  # type: ignore[arg-type]
+        (lambda: RowWise(64), "would do nothing"),
+        (lambda: RowWise(64, weight=True, codes="int8"), "only normed rows have a weight"),
+        (lambda: RowWise(64, norm=True, activation="silu"), "either norms rows or gates"),
+        (lambda: RowWise(1 << 16, norm=True), "those up to 32768 do"),
+        (lambda: RowWise(64, norm=True, warps=3), "3 warps are out of range"),
+        (lambda: Tiling(parallel=True), "a single slice is not summed in parallel"),
+    ],
+)
+def test_what_has_no_kernel_is_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(NoKernel, match=message):
+        make()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
