@@ -22,7 +22,10 @@ class NoTriton(PlanishError):
 
 def installed() -> bool:
     """Whether Triton can be imported."""
-    return importlib.util.find_spec("triton") is not None
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ValueError:  # as Python says of a module that was put aside
+        return False
 
 
 def require_triton() -> None:

@@ -25,10 +25,14 @@ def finish(given: Epilogue, y: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     return y + tensors["residual"] if given.residual else y
 
 
-def weight_only(spec: WeightOnly, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Give y [M, N]: the weight in floating point, then ordinary operators."""
-    weight = dense(dict(tensors), spec).to(x.dtype)
+def product(spec: WeightOnly, x: Tensor, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Give y [M, N] of a weight in floating point, by ordinary operators."""
     return finish(spec.epilogue, functional.linear(x, weight, tensors.get("bias")), tensors)
+
+
+def weight_only(spec: WeightOnly, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Give y [M, N]: the packed weight in floating point, then ordinary operators."""
+    return product(spec, x, dense(dict(tensors), spec).to(x.dtype), tensors)
 
 
 def scaled(spec: Scaled, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -26,6 +26,10 @@ MOST_SLICES = 8
 ROWS = (16, 32, 64, 128)
 """Tiles' rows; a number of rows takes the first that holds it, more rows take several tiles."""
 
+TALLEST = {3: 64}
+"""By bits of a code, the most rows of a tile, where the part of x that meets a block of more rows
+outgrows shared memory."""
+
 SPILLING = 64
 """From so many rows on, a tile that keeps group sums apart needs more registers than there are."""
 
@@ -61,7 +65,7 @@ def tiled(spec: WeightOnly, rows: int, *, bitwise: bool = False) -> WeightOnly:
         bitwise: whether the bits of a row may not depend on `rows`. Then reduction and scaling
             are those of the weight; otherwise many rows are reduced at one go.
     """
-    tile, count = bucket(rows), slices(spec)
+    tile, count = min(bucket(rows), TALLEST.get(spec.bits, ROWS[-1])), slices(spec)
     if tile >= SPILLING and not bitwise:
         count = 1
     scaling: Scaling = "weights" if bitwise or tile >= SPILLING else "sums"
