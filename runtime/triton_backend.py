@@ -10,7 +10,7 @@ import torch
 
 from planish.lowering.triton import load, tuning
 from planish.lowering.triton.build import installed, interpreted
-from planish.lowering.triton.check import wrong_ones
+from planish.lowering.triton.check import Record, wrong_ones
 from planish.lowering.triton.generators import Spec
 from planish.runtime.backend import CannotOpen, Provider
 from planish.runtime.torch_backend import TorchBackend
@@ -57,10 +57,12 @@ class TritonBackend(TorchBackend):
         self._device = torch.device(_provider(provider))
         self.provider = "cuda" if self._device.type == "cuda" else "cpu"
         device, version = _named(self._device)
-        table = tuning.read(tuned or tuning.default_path(), device, version)
+        kept = tuning.default_path()
+        table = tuning.read(tuned or kept, device, version)
+        record = Record(kept.with_name("checked.json"), device, version)
 
         def judge(specs: Iterable[Spec]) -> frozenset[Spec]:
-            return wrong_ones(specs, self._device)
+            return wrong_ones(specs, self._device, record=record)
 
         self._program, self.plans = load.prepared(
             self._program,

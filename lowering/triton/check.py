@@ -5,9 +5,12 @@ Compilers and devices differ; a wrong kernel is replaced by the reference it was
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor
 from planish.ir.activations import INT8
 from planish.ir.quant import FP8
 from planish.lowering.triton import layout, reference
+from planish.lowering.triton.build import source_of
 from planish.lowering.triton.generators import Spec
 from planish.lowering.triton.launch import run, run_rows
 from planish.lowering.triton.layout import offset
@@ -25,11 +29,14 @@ ROWS = 3
 """Of the random input: few, and no multiple of a tile."""
 
 LIMIT = {"bfloat16": 2e-2, "float16": 4e-3, "float32": 1e-4}
-"""The largest error, relative to the root mean square of the result. A wrong kernel errs by about
-1; the reference itself rounds to the dtype after every operator, and scaled weights as well."""
+"""The largest error beyond what rounding allows, relative to the root mean square of the result,
+for sums in another order and weights that are rounded once more. A wrong kernel errs by about 1."""
 
 FAST = 2e-2
 """The same for FP8, whose sums keep about 14 bits inside the tensor cores."""
+
+ROUNDINGS = 2
+"""To the dtype: the reference rounds after every operator, a fused kernel once."""
 
 
 class WrongKernel(UserWarning):
@@ -43,41 +50,57 @@ Wrong = Callable[[Spec, torch.device], str]
 def wrong(spec: Spec, device: torch.device) -> str:
     """Why a kernel is wrong on a device: its error, or that it fails; empty if it is right."""
     try:
-        found, wanted = results(spec, device)
+        worst = _excess(*results(spec, device))
     except Exception as error:  # a compiler's and a driver's failures have no base in common
         return f"it fails: {type(error).__name__}: {error}".strip()[:300]
-    worst = max(map(distance, found, wanted))
     floating = isinstance(spec, Scaled | RowWise) and spec.codes == "float8_e4m3fn"
     limit = max(LIMIT[spec.dtype], FAST if floating else 0.0)
     return "" if worst <= limit else f"its error is {worst:.2g}, and {limit:.2g} is allowed"
 
 
-def distance(found: Tensor, wanted: Tensor) -> float:
-    """The largest error relative to the root mean square; infinite for a NaN."""
+def _excess(found: Tensor, wanted: Tensor, allowed: Tensor) -> float:
+    """The largest error beyond what is allowed, in root mean squares; infinite for a NaN."""
     size = wanted.double().square().mean().sqrt().clamp_min(1e-30)
-    worst = float((found.double() - wanted.double()).abs().max() / size)
+    beyond = (found.double() - wanted.double()).abs() - allowed.double()
+    worst = float((beyond / size).max())
     return float("inf") if math.isnan(worst) else worst
 
 
-def results(spec: Spec, device: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """What a kernel gives for a random input, and what plain torch gives."""
-    with torch.device(device):
-        torch_state = torch.random.get_rng_state()
-        torch.manual_seed(0)
-        given = _operands(spec)
-        torch.random.set_rng_state(torch_state)
+def results(spec: Spec, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """What a kernel gives for a random input, what plain torch gives, and what rounding allows."""
+    before = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    made = _operands(spec)
+    torch.random.set_rng_state(before)
+    given = {name: tensor.to(device) for name, tensor in made.items()}
     if isinstance(spec, RowWise):
-        return _restored(spec, run_rows(spec, given)), _restored(
-            spec, reference.row_wise(spec, given)
-        )
+        found, wanted = run_rows(spec, given), reference.row_wise(spec, given)
+        if spec.codes is not None:
+            return _restored(spec, found, wanted)
+        y = wanted[0]
+        return found[0], y, _rounding(y)
     x = given.pop("x")
-    plain = reference.scaled if isinstance(spec, Scaled) else reference.weight_only
-    return (run(spec, x, given),), (plain(spec, x, given),)  # type: ignore[arg-type, operator]
+    y = (
+        reference.scaled(spec, x, given)
+        if isinstance(spec, Scaled)
+        else reference.weight_only(spec, x, given)
+    )
+    return run(spec, x, given), y, _rounding(y)
 
 
-def _restored(spec: RowWise, found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Codes times their scale: a last bit may round to the neighbouring code."""
-    return found if spec.codes is None else (found[0].float() * found[1][:, None] / 16,)
+def _rounding(y: Tensor) -> Tensor:
+    return ROUNDINGS * torch.finfo(y.dtype).eps * y.abs().float()
+
+
+def _restored(
+    spec: RowWise, found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes times their scales, where a last bit before may give the neighbouring code."""
+    mine, theirs = (codes.float() * scale[:, None] for codes, scale in (found, wanted))
+    step = wanted[1][:, None].expand_as(theirs)
+    if spec.codes != "int8":
+        step = torch.maximum(theirs.abs() / 8, step / 512)
+    return mine, theirs, 1.01 * step + _rounding(theirs)
 
 
 def _operands(spec: Spec) -> dict[str, Tensor]:
@@ -119,12 +142,65 @@ def _weight(spec: WeightOnly | Scaled) -> dict[str, Tensor]:
     return found
 
 
+@dataclass(frozen=True)
+class Record:
+    """Which kernels passed their check on a device: a JSON file of sources' hashes.
+
+    Attributes:
+        path: of the file, which holds those of other devices too.
+        device: its name.
+        version: of Triton: another compiler makes another kernel of the same source.
+    """
+
+    path: Path
+    device: str
+    version: str
+
+    @property
+    def _key(self) -> str:
+        return f"{self.device}, triton {self.version}"
+
+    def _all(self) -> dict[str, list[str]]:
+        try:
+            found: dict[str, list[str]] = json.loads(self.path.read_text(encoding="utf-8"))
+            return {str(name): [str(each) for each in hashes] for name, hashes in found.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}  # a check too many does no harm
+
+    def passed(self) -> frozenset[str]:
+        """The hashes of sources that passed."""
+        return frozenset(self._all().get(self._key, ()))
+
+    def add(self, hashes: Iterable[str]) -> None:
+        """Remember that these passed too."""
+        known = self._all()
+        known[self._key] = sorted({*known.get(self._key, ()), *hashes})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.path.with_suffix(".new")
+        aside.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        aside.replace(self.path)
+
+
 def wrong_ones(
-    specs: Iterable[Spec], device: torch.device, judge: Wrong = wrong
+    specs: Iterable[Spec],
+    device: torch.device,
+    judge: Wrong = wrong,
+    record: Record | None = None,
 ) -> frozenset[Spec]:
-    """Those of several kernels that are wrong on a device, each told by a warning."""
-    found = set()
+    """Those of several kernels that are wrong on a device, each told by a warning.
+
+    Args:
+        specs: of the kernels.
+        device: to check them on.
+        judge: says why one is wrong.
+        record: of those that passed before and need no check.
+    """
+    found, passed = set(), record.passed() if record else frozenset()
+    right = set()
     for spec in specs:
+        source = source_of(spec).sha256
+        if source in passed:
+            continue
         if why := judge(spec, device):
             warnings.warn(
                 f"the kernel {spec.name} is not used on {device}: {why}. Plain torch computes it "
@@ -133,4 +209,8 @@ def wrong_ones(
                 stacklevel=2,
             )
             found.add(spec)
+        else:
+            right.add(source)
+    if record and right:
+        record.add(right)
     return frozenset(found)
