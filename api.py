@@ -27,8 +27,9 @@ from planish.passes.contract import Pass
 from planish.passes.pipeline import UNANALYSED, Step, apply
 from planish.samples import default_samples, with_samples
 
-Target = Literal["onnx", "torch"]
+Target = Literal["onnx", "torch", "triton"]
 Isolation = Literal["bitwise", "enforce", "warn", "off"]
+STRICT = frozenset({"bitwise", "enforce"})
 Model = nn.Module | Program | str | Path
 Samples = Iterable[Mapping[str, Tensor]] | str | Path
 RecipeLike = str | Path | Mapping[str, Any] | Sequence[Pass] | recipes.Recipe
@@ -55,7 +56,8 @@ class Result:
         certificate: what the verdict speaks of, what it rests on, what it does not cover.
         policy: what was asked of the result's isolation.
         folder: where the artifact was written, if it was.
-        files: bytes by kind of file in the artifact (`"onnx"`, `"checkpoint"`, `"torch"`).
+        files: bytes by kind of file in the artifact (`"onnx"`, `"torch"` or `"triton"`,
+            and `"checkpoint"`).
         notes: what did not go as usual, for people to read.
     """
 
@@ -82,13 +84,13 @@ class Result:
     ) -> Result:
         """Write the artifact.
 
-        It holds `onnx/` or `torch/`, a Hugging Face checkpoint where one can hold the result,
-        `planish.json`, `recipe.yaml` and `report.html`. It is written aside and renamed into
-        place: a failure leaves what was there before.
+        It holds `onnx/`, `torch/` or `triton/`, a Hugging Face checkpoint where one can hold the
+        result, `planish.json`, `recipe.yaml` and `report.html`. It is written aside and renamed
+        into place: a failure leaves what was there before.
 
         Args:
             output: a folder, new or an artifact to be replaced.
-            target: `"onnx"` or `"torch"`; the recipe's own word by default.
+            target: `"onnx"`, `"torch"` or `"triton"`; the recipe's own word by default.
             opset_only: leave out the operators of `com.microsoft`.
             gguf: write `model.gguf` too, for llama.cpp.
             gate: batch sizes at which no layer of the ONNX model may be slower than in floating
@@ -214,12 +216,12 @@ def optimize(
         samples: batches of inputs by name, or a file of text (`.txt`, `.jsonl`, `.parquet`) for a
             model with a tokenizer. Passes are checked, and calibrated, on them.
         output: a folder to write, new or an artifact to be replaced.
-        target: `"onnx"` for ONNX Runtime, `"torch"` to run the program eagerly; the recipe's own
-            word by default.
+        target: `"onnx"` for ONNX Runtime, `"torch"` to run the program eagerly, `"triton"` for
+            generated GPU kernels; the recipe's own word by default.
         isolation: what to ask of the result; the recipe's own word by default. `"enforce"`
             refuses what leaks or is not proven isolated, `"warn"` says so and goes on, `"off"`
-            does not ask. `"bitwise"` is not available yet: it will ask that a row has the same
-            bits in any batch.
+            does not ask. `"bitwise"` enforces, and lowers to kernels (target `"triton"`) that give
+            a row the same bits whatever the number of rows; what torch computes is told.
         opset_only: leave out the operators of `com.microsoft` that ONNX Runtime runs fast.
         gguf: write `model.gguf` too, for llama.cpp: of Llama-like models with weights in floating
             point or rounded to blocks that GGUF has.
@@ -237,10 +239,11 @@ def optimize(
     """
     chosen = recipes.load(recipe)
     policy = isolation or chosen.isolation
-    if policy == "bitwise":
+    if policy == "bitwise" and (target or chosen.target) != "triton":
         raise BadCall(
-            "isolation: bitwise is not available yet; enforce proves that no request changes "
-            "another's values, up to how kernels round."
+            "isolation: bitwise needs target triton, whose kernels can add in one order whatever "
+            "the number of rows; enforce proves that no request changes another's values, up to "
+            "how kernels round."
         )
     if output is not None:  # before any work
         check_target(Path(output))
@@ -253,7 +256,7 @@ def optimize(
         original = with_samples(original, samples)
     asked = policy != "off"
     repaired = any(one.contract.isolation == "repaired" for one in chosen.passes)
-    if policy == "enforce" and not repaired:
+    if policy in STRICT and not repaired:
         require(analyse_program(original), policy, "the model")  # before any work
     program, steps = apply(
         original,
@@ -279,7 +282,7 @@ def optimize(
 
 def _hold(policy: Isolation, analysis: Analysis, what: str) -> None:
     """Refuse, warn or let pass, as the policy says."""
-    if policy == "enforce":
+    if policy in STRICT:
         require(analysis, policy, what)
     elif analysis.verdict != "isolated":
         first = analysis.findings[0]

@@ -98,7 +98,10 @@ def convert(
     ],
     target: Annotated[
         str | None,
-        Option(help="onnx (ONNX Runtime) or torch (run eagerly); the recipe's word by default."),
+        Option(
+            help="onnx (ONNX Runtime), torch (run eagerly) or triton (generated GPU kernels); the "
+            "recipe's word by default."
+        ),
     ] = None,
     samples: Annotated[
         Path | None, Option(help="Text (.txt, .jsonl, .parquet) to check and calibrate on.")
@@ -133,8 +136,8 @@ def convert(
 ) -> None:
     """Run a recipe on a model and write the artifact.
 
-    The output folder holds onnx/ (or torch/), a Hugging Face checkpoint where one can hold the
-    result, planish.json (what was done, and hashes), recipe.yaml and report.html.
+    The output folder holds onnx/ (or torch/, or triton/), a Hugging Face checkpoint where one can
+    hold the result, planish.json (what was done, and hashes), recipe.yaml and report.html.
     """
     from planish import commands
 

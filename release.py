@@ -32,8 +32,20 @@ if TYPE_CHECKING:
     from planish.api import Result
 
 SEVERITY = ("isolated", "unproven", "leaks")
-ONNX, TORCH, CHECKPOINT, RECIPE = "onnx", "torch", "checkpoint", "recipe.yaml"
+ONNX, TORCH, TRITON = "onnx", "torch", "triton"
+CHECKPOINT, RECIPE = "checkpoint", "recipe.yaml"
 GGUF = "model.gguf"
+
+BEFORE_LOWERING = (
+    "what the certificate says of requests in one batch, it says of the program before it was "
+    "lowered to Triton"
+)
+"""A note: rules for generated kernels' operators are not written."""
+
+REST = (
+    "bitwise holds for generated kernels; torch computes the following by kernels that it chooses "
+    "by the size of the batch, so that last bits may depend on it"
+)
 
 _LIBRARIES = (
     "torch",
@@ -85,6 +97,14 @@ def write(
             if result.policy != "off":
                 progress("prove what was lowered", 0, 0)
                 result = _prove_lowered(result, staging)
+        elif target == TRITON:
+            from planish.lowering.triton.lower import lower as lower_to_kernels  # noqa: PLC0415
+
+            made = lower_to_kernels(program, staging / TRITON, bitwise=result.policy == "bitwise")
+            files[TRITON] = made.nbytes
+            notes += (*made.notes, BEFORE_LOWERING)
+            if result.policy == "bitwise" and made.rest:
+                notes += (f"{REST}: {', '.join(made.rest)}",)
         else:
             program.save(staging / TORCH)
             files[TORCH] = _nbytes(staging / TORCH)

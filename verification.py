@@ -88,6 +88,12 @@ def _analysed(folder: Path, certificate: dict[str, Any]) -> Analysis:
     file = artifact.model_file(folder)
     if file is None:
         raise BadArtifact(f"{folder} holds no model that could be analysed.")
+    if file == folder / artifact.TRITON_PROGRAM:
+        raise BadArtifact(
+            f"{folder}: there are no rules for the operators of generated kernels, so the verdict "
+            "on the program that was lowered cannot be proven again. Convert with target torch "
+            "and the same recipe, and verify that."
+        )
     if file.suffix == ".onnx":
         proven = certificate.get("lowered", {}).get("sha256")
         if proven is not None and proven != artifact.sha256(file):

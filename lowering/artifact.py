@@ -25,6 +25,7 @@ MEASUREMENTS = "measurements.json"
 REPORT = "report.html"
 ONNX_MODEL = "onnx/model.onnx"
 TORCH_PROGRAM = "torch/program.json"
+TRITON_PROGRAM = "triton/program.json"
 FORMAT = 1
 
 UNHASHED = frozenset({MANIFEST, MEASUREMENTS, REPORT})
@@ -52,7 +53,7 @@ class Manifest:
     Attributes:
         model: class, task and name of what was optimized.
         recipe: its name and its text with every option spelled out.
-        target: `"onnx"` or `"torch"`.
+        target: `"onnx"`, `"torch"` or `"triton"`.
         inputs: SHA-256 of each file of the checkpoint, by name.
         versions: of what took part.
         steps: one a pass: name, options, promise, rewrites, error, sizes.
@@ -86,7 +87,7 @@ class Manifest:
 
 def model_file(folder: Path) -> Path | None:
     """The file that an artifact runs: its ONNX model, else its program; None if it holds none."""
-    files = (folder / name for name in (ONNX_MODEL, TORCH_PROGRAM))
+    files = (folder / name for name in (ONNX_MODEL, TORCH_PROGRAM, TRITON_PROGRAM))
     return next((file for file in files if file.is_file()), None)
 
 

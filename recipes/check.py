@@ -19,8 +19,8 @@ Isolation = Literal["bitwise", "enforce", "warn", "off"]
 """What is asked of the result: that requests in a batch stay apart bit for bit, that they stay
 apart, a warning where they may not, or nothing."""
 
-Target = Literal["onnx", "torch"]
-"""What to lower to: ONNX Runtime, or torch run eagerly."""
+Target = Literal["onnx", "torch", "triton"]
+"""What to lower to: ONNX Runtime, torch run eagerly, or generated GPU kernels."""
 
 KEYS = ("description", "isolation", "target", "passes")
 """The keys of a recipe."""

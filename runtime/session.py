@@ -13,6 +13,7 @@ from planish.lowering.artifact import (
     MANIFEST,
     ONNX_MODEL,
     TORCH_PROGRAM,
+    TRITON_PROGRAM,
     model_file,
     read_manifest,
 )
@@ -81,11 +82,15 @@ class Session:
             from planish.runtime.ort_backend import OnnxBackend  # noqa: PLC0415
 
             return cls(folder, OnnxBackend(file, provider, threads), threads)
+        if file is not None and file == folder / TRITON_PROGRAM:
+            from planish.runtime.triton_backend import TritonBackend  # noqa: PLC0415
+
+            return cls(folder, TritonBackend(file.parent, provider, threads), threads)
         if file is not None:
             from planish.runtime.torch_backend import TorchBackend  # noqa: PLC0415
 
             return cls(folder, TorchBackend(file.parent, provider, threads), threads)
-        missing = f"holds neither {ONNX_MODEL} nor {TORCH_PROGRAM}"
+        missing = f"holds neither {ONNX_MODEL} nor {TORCH_PROGRAM} nor {TRITON_PROGRAM}"
         raise CannotOpen(
             f"{folder} {missing if folder.is_dir() else 'is no folder'}, so there is nothing to "
             "run; give a folder that planish convert wrote."

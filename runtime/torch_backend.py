@@ -22,14 +22,20 @@ class TorchBackend:
     provider: Literal["cpu"] = "cpu"
 
     def __init__(
-        self, folder: Path, provider: Provider = "auto", threads: int | None = None
+        self,
+        folder: Path,
+        provider: Provider = "auto",
+        threads: int | None = None,
+        *,
+        program: Program | None = None,
     ) -> None:
+        """Load a program, unless it is given."""
         if provider == "cuda":
             raise CannotOpen(
                 f"{folder} holds a torch artifact, which runs on the CPU only; convert with "
                 "target onnx to run on CUDA."
             )
-        self._program = Program.load(folder)
+        self._program = program if program is not None else Program.load(folder)
         self._threads = threads
         self._dtypes = {spec.name: spec.dtype for spec in self._program.inputs}
         self.inputs = tuple(

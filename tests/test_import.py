@@ -54,3 +54,19 @@ def test_other_names_are_not() -> None:
 def test_the_package_says_that_it_is_typed() -> None:
     assert planish.__file__ is not None
     assert (Path(planish.__file__).parent / "py.typed").is_file()
+
+
+def test_lowering_to_triton_needs_no_triton() -> None:
+    """Generators and references import without it; what would run a kernel says what to install."""
+    script = """
+sys.modules["triton"] = None
+from planish.lowering.triton import build, lower, specs
+from planish.runtime import triton_backend
+try:
+    build.function_of(specs.RowWise(64, norm=True))
+except build.NoTriton as error:
+    print(error, file=sys.stderr)
+"""
+    loaded = modules_after(script)
+    assert "planish.lowering.triton.lower" in loaded
+    assert "planish[gpu]" in loaded

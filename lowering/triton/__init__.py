@@ -1,0 +1,1 @@
+"""Programs as generated Triton kernels: specifications, generators, and what runs them."""

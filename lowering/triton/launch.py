@@ -1,0 +1,105 @@
+"""Running a kernel on tensors: allocation, grid, and what the interpreter needs besides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planish.lowering.triton.build import function_of, interpreted, source_of
+from planish.lowering.triton.compiled import OPTIONS
+from planish.lowering.triton.generators import Spec, warps_and_stages
+from planish.lowering.triton.specs import RowWise, Scaled, WeightOnly
+
+_SCRATCH: dict[tuple[Any, ...], Tensor] = {}
+"""Counters by device, stream and tile count: zero between launches, so that none is cleared."""
+
+
+def run(spec: WeightOnly | Scaled, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Evaluate a product's kernel.
+
+    Args:
+        spec: of the kernel.
+        x: [M, K]: of the specification's dtype, or its codes.
+        tensors: the others that the kernel reads, by name: the stored weight's, the epilogue's,
+            and for codes `row_scales` float32 [M].
+
+    Returns:
+        y [M, N].
+    """
+    x = aligned(x)
+    given = {"x": x, **{name: aligned(each) for name, each in tensors.items()}}
+    y = x.new_empty((x.shape[0], spec.n), dtype=getattr(torch, spec.dtype))
+    if not y.numel():
+        return y
+    tiling = spec.tiling
+    across, down = -(-spec.n // tiling.columns), -(-x.shape[0] // tiling.rows)
+    if tiling.parallel:
+        given["partial"] = x.new_empty((tiling.slices, *y.shape), dtype=torch.float32)
+        given["arrived"] = _counters(x.device, across * down)
+    grid = (across, down, tiling.slices if tiling.parallel else 1)
+    launch(spec, grid, {**given, "y": y}, x.shape[0])
+    return y
+
+
+def run_rows(spec: RowWise, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Evaluate a row-wise kernel.
+
+    Args:
+        spec: of the kernel.
+        tensors: `x` [M, K] and maybe `up` and `weight`.
+
+    Returns:
+        y [M, K]; or its codes, and scales float32 [M].
+    """
+    given = {name: aligned(each) for name, each in tensors.items()}
+    x = given["x"]
+    made = {"y": torch.empty_like(x, dtype=getattr(torch, spec.codes or spec.dtype))}
+    if spec.codes:
+        made["row_scales"] = x.new_empty(x.shape[0], dtype=torch.float32)
+    if x.shape[0]:
+        launch(spec, (x.shape[0],), {**given, **made}, x.shape[0])
+    return tuple(made.values())
+
+
+def launch(spec: Spec, grid: tuple[int, ...], tensors: dict[str, Tensor], rows: int) -> None:
+    """Start a kernel; what it writes is written into the tensors given.
+
+    In the interpreter 16-bit floats are widened before and narrowed after: its arithmetic on
+    bfloat16 is wrong, being numpy's on the bits.
+    """
+    used = {name: tensors[name] for name in source_of(spec).tensors}
+    function = function_of(spec)
+    if not interpreted():
+        options = {**warps_and_stages(spec), **OPTIONS}
+        function[grid](*used.values(), rows, PLAIN=False, **options)
+        return
+    wide = {name: _widened(tensor) for name, tensor in used.items()}
+    function[grid](*wide.values(), rows, PLAIN=True)
+    for name, tensor in used.items():
+        if wide[name] is not tensor:
+            tensor.copy_(wide[name])
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """A tensor without gaps that starts at a multiple of 16 bytes, copied if it has to be.
+
+    Kernels read 16 bytes at a time; Triton would compile a slow variant for a crooked start.
+    """
+    whole = tensor.contiguous()
+    return whole.clone() if whole.data_ptr() % 16 else whole
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in {torch.bfloat16, torch.float16} else tensor
+
+
+def _counters(device: torch.device, count: int) -> Tensor:
+    """Zeros that concurrent launches on another stream do not use."""
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    key = (device, stream, count)
+    if key not in _SCRATCH:
+        _SCRATCH[key] = torch.zeros(count, dtype=torch.int32, device=device)
+    return _SCRATCH[key]

@@ -1,0 +1,89 @@
+"""How kernels find a weight in memory: int16 words whose codes come apart by shift and mask.
+
+A row of W is cut into blocks, a block into slices of `lanes` neighbouring columns. Word j of a
+block holds, from its low bits up, the code of column j of the first slice, of column j of the
+second, and so on. So one tile of words gives one tile a slice by the same shift of every word, to
+be multiplied with a contiguous part of x: nothing moves between threads. Codes of 3 bits lie in
+two planes: first their low 2 bits (the first 8 slices, then the last 8), then their high bits.
+
+Codes and zero points are stored unsigned: 2^(bits-1) is added to both. Scales and zero points are
+stored transposed, [groups, N], neighbours in N being what a program reads together.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from planish.ir.quant import QuantizedTensor
+from planish.lowering.triton.specs import SLICES, WORD, WeightOnly
+
+VERSION = 1
+"""Of the layout; an artifact names the one it was written with."""
+
+
+def offset(bits: int) -> int:
+    """What is added to a signed code to store it."""
+    return 1 << (bits - 1)
+
+
+def _planes(codes: Tensor, bits: int, each: int) -> Tensor:
+    """Codes int32 [N, blocks, each, lanes] of so many bits, as words [N, blocks, lanes]."""
+    shifts = torch.arange(0, each * bits, bits, dtype=torch.int32, device=codes.device)
+    return (codes << shifts[:, None]).sum(-2, dtype=torch.int32)
+
+
+def pack(codes: Tensor, spec: WeightOnly) -> Tensor:
+    """Signed codes [N, K] as int16 words [N, `spec.words`]; columns beyond K hold code 0."""
+    filled = functional.pad(codes.int(), (0, spec.blocks * spec.block - codes.shape[1]))
+    blocks = (filled + offset(spec.bits)).unflatten(1, (spec.blocks, SLICES[spec.bits], spec.lanes))
+    if spec.bits == 3:
+        low, high = blocks & 3, blocks >> 2
+        parts = [_planes(low[:, :, :8], 2, 8), _planes(low[:, :, 8:], 2, 8), _planes(high, 1, 16)]
+    else:
+        parts = [_planes(blocks, spec.bits, SLICES[spec.bits])]
+    return torch.cat(parts, -1).flatten(1).to(torch.int16).contiguous()
+
+
+def unpack(words: Tensor, spec: WeightOnly) -> Tensor:
+    """The signed codes, int16 [N, K], that `pack` packed."""
+    blocks = words.int().unflatten(1, (spec.blocks, -1, 1, spec.lanes)) & 0xFFFF
+    if spec.bits == 3:
+        two, one = torch.arange(0, WORD, 2), torch.arange(WORD)
+        low = torch.cat([blocks[:, :, part] >> two[:, None].to(words.device) for part in (0, 1)], 2)
+        codes = (low & 3) | ((blocks[:, :, 2] >> one[:, None].to(words.device) & 1) << 2)
+    else:
+        shifts = torch.arange(0, WORD, spec.bits, device=words.device)[:, None]
+        codes = (blocks[:, :, 0] >> shifts) & ((1 << spec.bits) - 1)
+    signed: Tensor = (codes - offset(spec.bits)).flatten(1)[:, : spec.k].to(torch.int16)
+    return signed
+
+
+def stored(weight: QuantizedTensor, spec: WeightOnly) -> dict[str, Tensor]:
+    """A weight as the kernels of a specification read it: `words`, `scales` and maybe `zeros`."""
+    dtype = getattr(torch, spec.scale_dtype)
+    found = {
+        "words": pack(weight.codes, spec),
+        "scales": _transposed(weight.scale.to(dtype), spec, 1),
+    }
+    if weight.zeros is not None:
+        found["zeros"] = _transposed((weight.zeros.short() + offset(spec.bits)).to(dtype), spec, 0)
+    return found
+
+
+def _transposed(groups: Tensor, spec: WeightOnly, fill: int) -> Tensor:
+    """[N, G] as [`spec.groups`, N]."""
+    padded = functional.pad(groups, (0, spec.groups - groups.shape[1]), value=fill)
+    return padded.mT.contiguous()
+
+
+def dense(tensors: dict[str, Tensor], spec: WeightOnly) -> Tensor:
+    """What a stored weight stands for, [N, K], computed in the dtype of its scales."""
+    scales = tensors["scales"]
+    codes = unpack(tensors["words"], spec).to(scales.dtype)
+    grouped = codes.unflatten(1, (-1, spec.group))
+    count = grouped.shape[1]
+    if "zeros" in tensors:
+        grouped = grouped - (tensors["zeros"][:count] - offset(spec.bits)).mT.unsqueeze(-1)
+    return (grouped * scales[:count].mT.unsqueeze(-1)).flatten(1)

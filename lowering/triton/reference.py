@@ -1,0 +1,64 @@
+"""What each kernel computes, in plain torch: to check kernels with, and to run where none can."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from planish.ir import ops
+from planish.ir.activations import INT8, scales
+from planish.ir.ops import ACTIVATIONS
+from planish.ir.quant import FP8
+from planish.lowering.triton.layout import dense
+from planish.lowering.triton.specs import Epilogue, RowWise, Scaled, WeightOnly
+
+
+def finish(given: Epilogue, y: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """An epilogue after its bias, one operator after another, each rounding to y's dtype."""
+    if given.activation:
+        y = ACTIVATIONS[given.activation](y)
+    if given.multiply:
+        y = y * tensors["multiply"]
+    return y + tensors["residual"] if given.residual else y
+
+
+def product(spec: WeightOnly, x: Tensor, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Give y [M, N] of a weight in floating point, by ordinary operators."""
+    return finish(spec.epilogue, functional.linear(x, weight, tensors.get("bias")), tensors)
+
+
+def weight_only(spec: WeightOnly, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Give y [M, N]: the packed weight in floating point, then ordinary operators."""
+    return product(spec, x, dense(dict(tensors), spec).to(x.dtype), tensors)
+
+
+def scaled(spec: Scaled, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Give y [M, N]: codes as float64, in which their sums are exact, then the scales."""
+    sums = functional.linear(x.double(), tensors["codes"].double()).float()
+    y = sums * tensors["scales"] * tensors["row_scales"][:, None]
+    if spec.epilogue.bias:
+        y = y + tensors["bias"].float()
+    return finish(spec.epilogue, y.to(getattr(torch, spec.dtype)), tensors)
+
+
+def row_wise(spec: RowWise, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Give y [M, K]; or its codes, and scales float32 [M]."""
+    y = tensors["x"]
+    if spec.norm:
+        y = ops.rms_norm(y, tensors.get("weight"), spec.eps)
+    if spec.activation:
+        y = ops.gated(y, tensors["up"], spec.activation)
+    return (y,) if spec.codes is None else codes_of(y, INT8 if spec.codes == "int8" else FP8)
+
+
+def codes_of(y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The codes of rows, and their scales: NaN for a row that is not finite, with codes 0."""
+    scale = scales(y, dtype, per_token=True)
+    odd = ~torch.isfinite(scale)
+    limit = 127.0 if dtype == INT8 else torch.finfo(dtype).max
+    divided = torch.where(odd, 0.0, y.float() / scale).clamp(-limit, limit)
+    codes = divided.round() if dtype == INT8 else divided
+    return codes.to(dtype), scale.masked_fill(odd, torch.nan).squeeze(-1)

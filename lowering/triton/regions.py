@@ -1,0 +1,286 @@
+"""Which parts of a graph are generated kernels: found, and put in their place.
+
+Three kinds: what is done to each row by itself (norms, gates, rounding to codes), products of such
+codes, and products with weights of a few bits, with what follows them while nothing else reads it.
+Whatever does not fit stays as it is, and is told.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, fx
+
+from planish.ir import ops
+from planish.ir.activations import INT8, ActivationScheme, fake_quantize
+from planish.ir.edit import Edit
+from planish.ir.program import Program
+from planish.ir.quant import FP8, QuantizedTensor, dequantize
+from planish.lowering.triton import operators
+from planish.lowering.triton.generators import Spec
+from planish.lowering.triton.layout import stored
+from planish.lowering.triton.plans import Product, modelled, text
+from planish.lowering.triton.specs import (
+    SLICES,
+    Dtype,
+    Epilogue,
+    NoKernel,
+    Scaled,
+    WeightOnly,
+    best_lanes,
+    rowwise,
+)
+
+aten = torch.ops.aten
+
+ACTIVATIONS = {aten.silu.default: "silu", aten.relu.default: "relu", aten.gelu.default: "gelu"}
+"""Operators that an epilogue has, by its names."""
+
+DTYPES = {getattr(torch, name): name for name in get_args(Dtype)}
+
+
+def replaced(program: Program, *, bitwise: bool) -> tuple[Program, tuple[str, ...]]:
+    """A program whose regions are calls of generated kernels, and what did not become one.
+
+    Args:
+        program: after its passes.
+        bitwise: whether the bits of a row may not depend on the number of rows.
+    """
+    with program.edit() as edit:
+        found = _Regions(edit, bitwise=bitwise)
+        for node in edit.nodes(fake_quantize):
+            found.codes(node)
+        for node in edit.nodes(aten.linear.default):
+            found.product(node)
+        for node in edit.nodes(ops.rms_norm, ops.gated):
+            found.row_wise(node)
+    return edit.program, tuple(found.notes)
+
+
+class _Regions:
+    """Rewrites a copy of a graph; products are fused with what stands before and after them."""
+
+    def __init__(self, edit: Edit, *, bitwise: bool) -> None:
+        self.notes: list[str] = []
+        self._edit = edit
+        self._bitwise = bitwise
+        self._made: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
+
+    def codes(self, node: fx.Node) -> None:
+        """Rounding that products of codes read: what rounds it, and before it a norm or gate."""
+        scheme = ActivationScheme.read_by(node)
+        readers = [user for user in node.users if self._weight_of_codes(user, scheme)]
+        if not (readers and scheme.dynamic and scheme.per_token):
+            return
+        source = _node(node.args[0])
+        kind = "int8" if scheme.dtype == INT8 else "float8_e4m3fn"
+        fused = source if _read_once(source) and _has_rows(source) else None
+        try:
+            x, operands, made = _rows(fused, kind) if fused else (source, [], _plain(source, kind))
+        except NoKernel as error:
+            self.notes.append(f"{node.name} is rounded by torch: {error}")
+            return
+        pair = self._edit.call(
+            operators.row_codes, x, operands, text(made), operators.KERNEL, before=node
+        )
+        parts = [self._edit.call(operator.getitem, pair, place, before=node) for place in (0, 1)]
+        self._made[node] = (parts[0], parts[1])
+        self._edit.record(node, f"codes by {made.name}")
+
+    def _weight_of_codes(self, node: fx.Node, scheme: ActivationScheme) -> QuantizedTensor | None:
+        """The weight that a node multiplies codes by, if a kernel takes it: one scale a row."""
+        if node.target is not aten.linear.default or not _is_weight(node.args[1]):
+            return None
+        _, weight = QuantizedTensor.read_by(_node(node.args[1]), self._edit.tensors)
+        fits = len(weight.shape) == 2 and weight.scale.shape[-1] == 1 and weight.zero_point is None
+        floating = scheme.dtype == FP8
+        return weight if fits and weight.scheme.floating == floating else None
+
+    def product(self, node: fx.Node) -> None:
+        """A product with a quantized weight, and what follows it."""
+        if not _is_weight(node.args[1]):
+            return
+        name, weight = QuantizedTensor.read_by(_node(node.args[1]), self._edit.tensors)
+        x = _node(node.args[0])
+        try:
+            if x in self._made:
+                scheme = ActivationScheme.read_by(x)
+                fitting = self._weight_of_codes(node, scheme)
+                if fitting is not None:
+                    self._codes_product(node, name, fitting, *self._made[x])
+                    return
+            self._weight_only(node, name, weight)
+        except NoKernel as error:
+            self.notes.append(f"{name} is multiplied by torch: {error}")
+
+    def _weight_only(self, node: fx.Node, name: str, weight: QuantizedTensor) -> None:
+        if len(weight.shape) != 2 or weight.scheme.floating:
+            raise NoKernel(f"no kernel multiplies by {weight.scheme} without rounded activations.")
+        if weight.scheme.bits not in SLICES:
+            weight = weight.widened(2 if weight.scheme.bits == 1 else 8)
+        n, k = weight.shape
+        group = weight.scheme.group_size or k
+        product = WeightOnly(
+            n=n,
+            k=k,
+            dtype=_dtype(node),
+            scale_dtype=_named(weight.scale.dtype),
+            bits=weight.scheme.bits,
+            group=group,
+            zeros=weight.zero_point is not None,
+            lanes=best_lanes(k, weight.scheme.bits, group),
+        )
+        last, operands, epilogue = self._epilogue(node)
+        product = replace(product, epilogue=epilogue)
+        reads = self._stored(name, stored(weight, product), last)
+        self._finish(operators.weight_only, node, last, (node.args[0],), reads, operands, product)
+
+    def _codes_product(
+        self, node: fx.Node, name: str, weight: QuantizedTensor, x: fx.Node, scale: fx.Node
+    ) -> None:
+        n, k = weight.shape
+        made = Scaled(n, k, _dtype(node), "float8_e4m3fn" if weight.scheme.floating else "int8")
+        last, operands, epilogue = self._epilogue(node)
+        product = replace(made, epilogue=epilogue)
+        tensors = {"codes": weight.codes.contiguous(), "scales": weight.scale.float().flatten()}
+        reads = self._stored(name, tensors, last)
+        self._finish(operators.scaled_product, node, last, (x, scale), reads, operands, product)
+
+    def _stored(self, name: str, tensors: dict[str, Tensor], before: fx.Node) -> list[fx.Node]:
+        return [
+            self._edit.read(f"{name}_{part}", tensor, before=before)
+            for part, tensor in tensors.items()
+        ]
+
+    def _finish(
+        self,
+        target: Any,
+        node: fx.Node,
+        last: fx.Node,
+        given: Sequence[Any],
+        reads: list[fx.Node],
+        operands: list[fx.Node],
+        product: Product,
+    ) -> None:
+        plan = modelled(product, bitwise=self._bitwise)
+        new = self._edit.call(
+            target, *given, reads, operands, text(product), text(plan), before=last
+        )
+        self._edit.replace(last, new, f"{product.name}, epilogue {product.epilogue}, for {node}")
+
+    def _epilogue(self, node: fx.Node) -> tuple[fx.Node, list[fx.Node], Epilogue]:
+        """The last node that a product's kernel computes, what it reads besides, and how."""
+        made, operands, last = Epilogue(), list[fx.Node](), node
+        bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+        if isinstance(bias, fx.Node):
+            made, operands = replace(made, bias=True), [bias]
+        after = _only_user(last)
+        if after is not None and after.target in ACTIVATIONS:
+            tanh = "_tanh" if after.kwargs.get("approximate") == "tanh" else ""
+            made, last = replace(made, activation=ACTIVATIONS[after.target] + tanh), after
+        elif after is not None and after.target is ops.gated and after.args[0] is last:
+            gate, up, activation = after.args
+            if up is not gate and not _rounded_alone(after, self._made):
+                made = replace(made, activation=str(activation), multiply=True)
+                last, operands = after, [*operands, _node(up)]
+        after = _only_user(last)
+        if after is not None and (other := _added(after, last)) is not None:
+            made, last, operands = replace(made, residual=True), after, [*operands, other]
+        return last, operands, made
+
+    def row_wise(self, node: fx.Node) -> None:
+        """A norm or a gate by itself."""
+        if not any(user.users or user not in self._made for user in node.users):
+            return  # only what has become codes reads it
+        try:
+            x, operands, made = _rows(node, None)
+        except NoKernel as error:
+            self.notes.append(f"{node.name} is computed by torch: {error}")
+            return
+        new = self._edit.call(
+            operators.row_wise, x, operands, text(made), operators.KERNEL, before=node
+        )
+        self._edit.replace(node, new, f"{made.name} for {node}")
+
+
+def _rounded_alone(node: fx.Node, made: Any) -> bool:
+    """Whether rounding to codes, which computes the gate too, is all that reads a gate."""
+    return all(user in made or user.target is operators.row_codes for user in node.users)
+
+
+def _node(argument: Any) -> fx.Node:
+    assert isinstance(argument, fx.Node)
+    return argument
+
+
+def _is_weight(argument: Any) -> bool:
+    return isinstance(argument, fx.Node) and argument.target is dequantize
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
+
+
+def _read_once(node: fx.Node) -> bool:
+    return len(node.users) == 1
+
+
+def _has_rows(node: fx.Node) -> bool:
+    return node.target in {ops.rms_norm, ops.gated}
+
+
+def _added(node: fx.Node, one: fx.Node) -> fx.Node | None:
+    """What a node adds to `one`, if it is a tensor of the same shape and dtype."""
+    if node.target is not aten.add.Tensor or node.kwargs or len(node.args) != 2:
+        return None
+    first, second = node.args
+    other = second if first is one else first
+    if not isinstance(other, fx.Node) or other is one:
+        return None
+    value, wanted = other.meta.get("val"), one.meta["val"]
+    same = isinstance(value, Tensor) and str(value.shape) == str(wanted.shape)
+    return other if same and value.dtype == wanted.dtype else None
+
+
+def _dtype(node: fx.Node) -> Dtype:
+    value, given = node.meta["val"], _node(node.args[0]).meta["val"]
+    if given.dtype != value.dtype:
+        raise NoKernel(f"{node} reads {given.dtype} and gives {value.dtype}.")
+    return _named(value.dtype)
+
+
+def _named(dtype: torch.dtype) -> Dtype:
+    if dtype not in DTYPES:
+        raise NoKernel(f"no kernel computes in {dtype}.")
+    return DTYPES[dtype]
+
+
+def _width(node: fx.Node) -> int:
+    width = node.meta["val"].shape[-1] if node.meta["val"].dim() else 0
+    if not isinstance(width, int):
+        raise NoKernel(f"the width of {node} is not fixed.")
+    return width
+
+
+def _plain(node: fx.Node, codes: Any) -> Spec:
+    return rowwise(_width(node), dtype=_named(node.meta["val"].dtype), codes=codes)
+
+
+def _rows(node: fx.Node, codes: Any) -> tuple[fx.Node, list[fx.Node], Spec]:
+    """A norm's or a gate's input, operands and specification."""
+    x = _node(node.args[0])
+    more: dict[str, Any] = {"dtype": _named(x.meta["val"].dtype), "codes": codes}
+    if node.target is ops.gated:
+        _, up, activation = node.args
+        return x, [_node(up)], rowwise(_width(x), activation=str(activation), **more)
+    _, weight, eps = node.args
+    if isinstance(weight, fx.Node) and weight.meta["val"].dtype != x.meta["val"].dtype:
+        raise NoKernel(f"{node} has a weight of another dtype.")
+    operands = [weight] if isinstance(weight, fx.Node) else []
+    made = rowwise(_width(x), norm=True, eps=float(eps), weight=bool(operands), **more)  # type: ignore[arg-type]
+    return x, operands, made

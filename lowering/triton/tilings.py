@@ -1,0 +1,109 @@
+"""Which tilings are worth considering, from a model of the chip; nothing here is measured.
+
+What a tiling must do on Hopper (H200): keep all multiprocessors busy, keep enough bytes in flight
+to hide the memory's latency, fit into shared memory, and leave its sums in registers. Registers
+are known from kernels compiled ahead of time; see `benchmarks/results/kernels.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from planish.lowering.triton.specs import Scaled, Scaling, Tiling, WeightOnly
+
+PROCESSORS = 132
+"""Multiprocessors of an H100 or H200."""
+
+RESIDENT = 2
+"""Programs that a multiprocessor holds at once, so that one loads while another multiplies."""
+
+SHARED = 232_448
+"""Bytes of shared memory of a multiprocessor that programs can use."""
+
+MOST_SLICES = 8
+"""Above it the partial sums' traffic outweighs what more programs win."""
+
+ROWS = (16, 32, 64, 128)
+"""Tiles' rows; a number of rows takes the first that holds it, more rows take several tiles."""
+
+TALLEST = {3: 64}
+"""By bits of a code, the most rows of a tile, where the part of x that meets a block of more rows
+outgrows shared memory."""
+
+SPILLING = 64
+"""From so many rows on, a tile that keeps group sums apart needs more registers than there are."""
+
+
+def bucket(rows: int) -> int:
+    """The tile for a number of rows."""
+    return next((each for each in ROWS if rows <= each), ROWS[-1])
+
+
+def columns(spec: WeightOnly) -> int:
+    """Output features of a tile: fewer where codes take many registers or there are few tiles."""
+    few = -(-spec.n // 128) * MOST_SLICES < PROCESSORS * RESIDENT
+    return 64 if few or spec.bits == 3 or spec.dtype == "float32" else 128
+
+
+def slices(spec: WeightOnly) -> int:
+    """Parts of the reduction, by the weight alone: as many as fill the chip with one wave."""
+    tiles = -(-spec.n // columns(spec))
+    found = 1
+    for count in (2, 4, MOST_SLICES):
+        per = -(-spec.blocks // count)
+        if tiles * count <= PROCESSORS * RESIDENT and (count - 1) * per < spec.blocks:
+            found = count
+    return found
+
+
+def tiled(spec: WeightOnly, rows: int, *, bitwise: bool = False) -> WeightOnly:
+    """A specification with the tiling that the model gives for a number of rows.
+
+    Args:
+        spec: of the product; its tiling and scaling are replaced.
+        rows: of x.
+        bitwise: whether the bits of a row may not depend on `rows`. Then reduction and scaling
+            are those of the weight; otherwise many rows are reduced at one go.
+    """
+    tile, count = min(bucket(rows), TALLEST.get(spec.bits, ROWS[-1])), slices(spec)
+    if tile >= SPILLING and not bitwise:
+        count = 1
+    scaling: Scaling = "weights" if bitwise or tile >= SPILLING else "sums"
+    tiling = Tiling(
+        rows=tile,
+        columns=columns(spec),
+        slices=count,
+        parallel=count > 1 and tile < SPILLING,
+        warps=8 if tile == 128 else 4,
+        stages=stages(spec, tile),
+    )
+    return replace(spec, tiling=tiling, scaling=scaling)
+
+
+def stages(spec: WeightOnly, rows: int) -> int:
+    """Blocks in flight: as many as shared memory holds for two programs, from 2 to 4."""
+    block = spec.words // spec.blocks
+    each = columns(spec) * block * 2 + rows * spec.block * (4 if spec.dtype == "float32" else 2)
+    return max(2, min(4, SHARED // RESIDENT // each))
+
+
+def tiled_codes(spec: Scaled, rows: int, *, bitwise: bool = False) -> Scaled:
+    """The same for a product of codes; see `tiled`."""
+    tile = bucket(rows)
+    count = 1
+    tiles = -(-spec.n // 64)
+    for parts in (2, 4, MOST_SLICES):
+        per = -(-spec.blocks // parts)
+        if tiles * parts <= PROCESSORS * RESIDENT and (parts - 1) * per < spec.blocks:
+            count = parts
+    if tile >= SPILLING and not bitwise:
+        count = 1
+    tiling = Tiling(
+        rows=tile,
+        columns=64 if tile < SPILLING else 128,
+        slices=count,
+        parallel=count > 1 and tile < SPILLING,
+        warps=8 if tile == 128 else 4,
+        stages=4 if tile < SPILLING else 3,
+    )
+    return replace(spec, tiling=tiling)

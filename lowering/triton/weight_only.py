@@ -1,0 +1,183 @@
+"""The generator of products with weights of a few bits.
+
+The product is computed as yᵀ = W · xᵀ: Hopper's tensor cores (`wgmma`) read their first operand
+from registers, which is where codes become numbers, and take as few as 8 columns of the second, so
+that few rows of x cost no padding. See `planish.lowering.triton.layout` for the words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planish.lowering.triton.codes import decoders
+from planish.lowering.triton.parts import SCRATCH, reduction, tile_constants, tile_head
+from planish.lowering.triton.specs import SLICES, WORDS, WeightOnly
+from planish.lowering.triton.text import (
+    Source,
+    epilogue,
+    indented,
+    module,
+    signature,
+)
+
+
+def generate(spec: WeightOnly) -> Source:
+    """The kernel of a specification."""
+    tensors = ("x", "words", "scales", *(["zeros"] if spec.zeros else []))
+    tensors += (*spec.epilogue.operands, "y")
+    if spec.tiling.parallel:
+        tensors += SCRATCH
+    about = (
+        f"y [rows, {spec.n}] = x [rows, {spec.k}] · Wᵀ, W of {spec.bits} bits; "
+        f"epilogue: {spec.epilogue}."
+    )
+    parts = [*decoders(spec), _kernel(spec, tensors)]
+    return Source(spec.name, module(about, spec, parts), tensors)
+
+
+def _constants(spec: WeightOnly) -> dict[str, tuple[int, str]]:
+    return {
+        **tile_constants(spec),
+        "LANES": (spec.lanes, "columns of W in a slice of a block"),
+        "BLOCK": (spec.block, "columns of W in a block"),
+        "WORDS": (WORDS[spec.bits] * spec.lanes, "words in a row of a block"),
+        "ROW": (spec.words, "words in a row of W"),
+    }
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring slices of a block that share a scale.
+
+    Attributes:
+        slices: their numbers.
+        group: the row of `scales` that holds it, as an expression of `{b}`, the block.
+    """
+
+    slices: range
+    group: str
+
+
+def _runs(spec: WeightOnly) -> list[_Run]:
+    count = SLICES[spec.bits]
+    if spec.group == spec.k:
+        return []
+    if spec.group % spec.block == 0:
+        per = spec.group // spec.block
+        return [_Run(range(count), f"{{b}} // {per}" if per > 1 else "{b}")]
+    each = spec.group // spec.lanes
+    if count % each == 0:
+        starts = range(0, count, each)
+        many = len(starts)
+        return [
+            _Run(range(start, start + each), f"{{b}} * {many} + {place}")
+            for place, start in enumerate(starts)
+        ]
+    return [
+        _Run(range(index, index + 1), f"({{b}} * BLOCK + {index * spec.lanes}) // {spec.group}")
+        for index in range(count)
+    ]
+
+
+def _stored(spec: WeightOnly) -> tuple[str, ...]:
+    """What each group has."""
+    return ("scales", "zeros") if spec.zeros else ("scales",)
+
+
+def _loads(spec: WeightOnly, b: str, prefix: str) -> list[str]:
+    """Read the scales, and zero points, of a block's groups."""
+    return [
+        f"{prefix}{name[:-1]}_{place} = tl.load({name}_ptr + ({run.group.format(b=b)}) * N + n, "
+        "mask=n < N, other=0.0)"
+        for place, run in enumerate(_runs(spec))
+        for name in _stored(spec)
+    ]
+
+
+def _moves(spec: WeightOnly) -> list[str]:
+    return [
+        f"{name[:-1]}_{place} = next_{name[:-1]}_{place}"
+        for place, _ in enumerate(_runs(spec))
+        for name in _stored(spec)
+    ]
+
+
+def _step(spec: WeightOnly) -> list[str]:
+    """One block: words, numbers, products."""
+    lines = []
+    planes = ("low_0", "low_1", "high") if spec.bits == 3 else ("words",)
+    for place, plane in enumerate(planes):
+        start = f"b * WORDS + {place} * LANES" if place else "b * WORDS"
+        lines += [
+            f"{plane} = tl.load(",
+            f"    words_ptr + n[:, None] * ROW + ({start} + lane)[None, :],",
+            '    mask=n[:, None] < N, other=0, eviction_policy="evict_first",',
+            ")",
+        ]
+    if _runs(spec):
+        lines += [
+            "# The next block's scales are asked for now, since such narrow loads are not",
+            "# pipelined by the compiler.",
+            "after = tl.minimum(b + 1, BLOCKS - 1)",
+            *_loads(spec, "after", "next_"),
+        ]
+        for place, run in enumerate(_runs(spec)):
+            lines += _run_lines(spec, place, run)
+        lines += _moves(spec)
+    else:
+        lines += _run_lines(spec, None, _Run(range(SLICES[spec.bits]), "0"))
+    return lines
+
+
+def _run_lines(spec: WeightOnly, place: int | None, run: _Run) -> list[str]:
+    """The products of slices that share a scale; of all slices if a row has only one."""
+    name = "" if place is None else f"_{place}"
+    sums = place is not None and spec.scaling == "sums"
+    precise = ', input_precision="ieee"' if spec.dtype == "float32" else ""
+    lines = []
+    for index in run.slices:
+        planes = f"low_{index // 8}, high" if spec.bits == 3 else "words"
+        column = f"b * BLOCK + {index} * LANES + lane"
+        mask = "live[None, :]"
+        if spec.k % spec.block:
+            mask += f" & ({column} < K)[:, None]"
+        lines += [
+            "x = tl.load(",
+            f"    x_ptr + m[None, :] * K + ({column})[:, None],",
+            f'    mask={mask}, other=0.0, eviction_policy="evict_last",',
+            ")",
+            f"w = slice_{index}({planes}, dtype, PLAIN)",
+        ]
+        if spec.zeros:
+            lines.append(f"w -= zero{name}.to(dtype)[:, None]")
+        if place is not None and not sums:
+            lines.append(f"w *= scale{name}.to(dtype)[:, None]")
+        first = sums and index == run.slices[0]
+        into = "part" if sums else "total"
+        tail = precise if first else f", {into}{precise}"
+        lines.append(f"{into} = tl.dot(w, x{tail})")
+    if sums:
+        lines.append(f"total += part * scale{name}.to(tl.float32)[:, None]")
+    return lines
+
+
+def _kernel(spec: WeightOnly, tensors: tuple[str, ...]) -> list[str]:
+    large = spec.n * spec.words >= 1 << 31
+    scale = ["y *= scale.to(tl.float32)[:, None]"] if not _runs(spec) else []
+    head = [
+        "dtype: tl.constexpr = x_ptr.dtype.element_ty",
+        *tile_head(wide=large),
+        "lane = tl.arange(0, LANES)",
+    ]
+    if not _runs(spec):
+        head += [
+            f"{name[:-1]} = tl.load({name}_ptr + n, mask=n < N, other=0.0)"
+            for name in _stored(spec)
+        ]
+    body = reduction(
+        spec,
+        before=lambda start: _loads(spec, start, ""),
+        step=_step(spec),
+        finish=[*scale, *epilogue(spec.epilogue, "n", "[:, None]")],
+    )
+    return [*signature(spec.name, tensors, _constants(spec)), *indented([*head, *body], 1)]

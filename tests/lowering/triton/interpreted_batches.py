@@ -1,0 +1,219 @@
+"""Rows apart, self-checks and whole programs; run by `test_interpreter.py`."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from planish.lowering.triton import build, check, layout
+from planish.lowering.triton.check import Record, WrongKernel, wrong, wrong_ones
+from planish.lowering.triton.generators import Spec
+from planish.lowering.triton.load import load, prepared
+from planish.lowering.triton.lower import kernels_of, lower
+from planish.lowering.triton.operators import compute
+from planish.lowering.triton.plans import Product, modelled
+from planish.lowering.triton.specs import (
+    Epilogue,
+    RowWise,
+    Scaled,
+    Tiling,
+    WeightOnly,
+    best_lanes,
+    rowwise,
+)
+from planish.lowering.triton.tuning import Table
+from planish.passes import name_of
+from planish.passes.contract import Pass
+from planish.passes.pipeline import apply
+from planish.passes.quantize_activations import QuantizeActivations
+from planish.passes.quantize_weights import QuantizeWeights
+from support.captured import captured
+from support.quantized import distance, random_weight
+
+CPU = torch.device("cpu")
+FEW = (*range(1, 10), 16, 17, 33)
+
+
+def weight_only(k: int) -> WeightOnly:
+    spec = WeightOnly(80, k, "float32", "float32", group=64, lanes=best_lanes(k, 4, 64))
+    return dataclasses.replace(spec, epilogue=Epilogue(activation="silu"))
+
+
+def stored(product: Product) -> dict[str, Tensor]:
+    if isinstance(product, WeightOnly):
+        return layout.stored(random_weight(product), product)
+    draw = torch.Generator().manual_seed(0)
+    codes = torch.randn(product.n, product.k, generator=draw) * 100
+    scales = torch.rand(product.n, generator=draw) / 100
+    kind = getattr(torch, product.codes)
+    return {"codes": codes.clamp(-127, 127).to(kind), "scales": scales}
+
+
+def same_bits(product: Product, counts: tuple[int, ...]) -> None:
+    """Each row of a batch is what it is in any other batch, under a plan for `bitwise`."""
+    draw = torch.Generator().manual_seed(1)
+    tensors, plan = stored(product), modelled(product, bitwise=True)
+    x = torch.randn(max(counts), product.k, generator=draw)
+    scales = torch.rand(max(counts), generator=draw)
+    if isinstance(product, Scaled):
+        x = (x * 50).clamp(-127, 127).to(getattr(torch, product.codes))
+
+    def given(rows: int) -> Tensor:
+        more = {"row_scales": scales[:rows]} if isinstance(product, Scaled) else {}
+        return compute(product, plan.choice(rows), x[:rows], {**tensors, **more})
+
+    whole = given(max(counts))
+    assert whole.isfinite().all()
+    assert [rows for rows in counts if not torch.equal(given(rows), whole[:rows])] == []
+
+
+@pytest.fixture
+def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let products of tiles add in one order: numpy's own depends on the shapes of matrices.
+
+    Tensor cores add a tile's terms in an order that depends on the instruction alone.
+    """
+
+    def matmul(a: Any, b: Any, dtype: Any) -> Any:
+        total = np.zeros((a.shape[0], b.shape[1]), dtype)
+        for k in range(a.shape[1]):
+            total += a[:, k, None].astype(dtype) * b[k].astype(dtype)
+        return total
+
+    monkeypatch.setattr(np, "matmul", matmul)
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("k", [512, 576])
+def test_a_row_has_the_same_bits_in_any_batch(k: int) -> None:
+    product = weight_only(k)
+    plan = modelled(product, bitwise=True)
+    assert {choice.of(product).tiling.slices for choice in plan.choices} == {2}
+    same_bits(product, FEW)
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("k", [512, 480])
+def test_a_row_of_codes_has_the_same_bits_in_any_batch(k: int) -> None:
+    same_bits(Scaled(80, k, "float32", "float8_e4m3fn"), FEW)
+
+
+@pytest.mark.usefixtures("in_order")
+def test_without_the_promise_bits_may_differ() -> None:
+    """Many rows are reduced at one go there, so the test above can tell."""
+    product = weight_only(512)
+    tensors, plan = stored(product), modelled(product, bitwise=False)
+    x = torch.randn(33, 512, generator=torch.Generator().manual_seed(1))
+    few, many = (compute(product, plan.choice(rows), x[:rows], tensors) for rows in (3, 33))
+    assert not torch.equal(few, many[:3])
+    torch.testing.assert_close(few, many[:3])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("k", [512, 576])
+def test_a_row_has_the_same_bits_in_batches_up_to_257(k: int) -> None:
+    same_bits(weight_only(k), tuple(range(1, 258)))
+
+
+RIGHT: tuple[Spec, ...] = (
+    WeightOnly(40, 192, group=64, lanes=16, zeros=True, epilogue=Epilogue(bias=True)),
+    WeightOnly(40, 96, "float16", "float16", bits=3, group=96, lanes=16),
+    WeightOnly(40, 96, "float32", "float32", bits=8, group=32, lanes=16, scaling="weights"),
+    Scaled(40, 300, epilogue=Epilogue(residual=True), tiling=Tiling(slices=2, parallel=True)),
+    Scaled(40, 300, codes="float8_e4m3fn"),
+    rowwise(300, norm=True, weight=True),
+    rowwise(300, activation="gelu", codes="int8"),
+    rowwise(300, codes="float8_e4m3fn"),
+)
+
+
+@pytest.mark.parametrize("spec", RIGHT, ids=lambda spec: spec.name)
+def test_right_kernels_pass_their_check(spec: Spec) -> None:
+    assert wrong(spec, CPU) == ""
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    build.source_of.cache_clear()
+    build.function_of.cache_clear()
+    yield
+    build.source_of.cache_clear()
+    build.function_of.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    ("spec", "line", "instead"),
+    [
+        (RIGHT[0], "y = total", "y = total * 1.1"),
+        (RIGHT[0], "w -= zero_0", "w += zero_0"),
+        (RIGHT[3], "y *= row_scale[None, :]", "y *= 1.0"),
+        (RIGHT[5], "mean + EPS", "mean * 2.0"),
+        (RIGHT[6], "tl.max(size, 0)", "tl.max(size, 0) * 2.0 + 1.0 / (rows - rows)"),
+    ],
+)
+def test_wrong_kernels_are_found(
+    spec: Spec, line: str, instead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = build.generate(spec)
+    assert line in source.text
+    broken = dataclasses.replace(source, text=source.text.replace(line, instead))
+    monkeypatch.setattr(build, "generate", lambda _: broken)
+    with pytest.warns(WrongKernel, match="is not used on cpu: its error is|it fails"):
+        assert wrong_ones([spec], CPU) == {spec}
+
+
+def test_what_passed_is_not_checked_again(tmp_path: Path) -> None:
+    """Until device, compiler or source are others."""
+    path, seen = tmp_path / "cache" / "checked.json", list[Spec]()
+
+    def judge(spec: Spec, _: torch.device) -> str:
+        seen.append(spec)
+        return "it is wrong" if spec == RIGHT[1] else ""
+
+    for device, version in (("H200", "3.6"), ("H200", "3.6"), ("H200", "3.7"), ("H100", "3.6")):
+        record = Record(path, device, version)
+        with pytest.warns(WrongKernel, match="it is wrong"):
+            assert wrong_ones(RIGHT[:3], CPU, judge, record) == {RIGHT[1]}
+    assert len(seen) == 3 + 1 + 3 + 3
+    path.write_text("{")
+    with pytest.warns(WrongKernel):
+        wrong_ones(RIGHT[:3], CPU, judge, Record(path, "H200", "3.6"))
+    assert len(seen) == 13
+
+
+def test_a_kernel_that_fails_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise RuntimeError("out of resources")
+
+    monkeypatch.setattr(check, "run_rows", failing)
+    assert wrong(RowWise(64, norm=True), CPU) == "it fails: RuntimeError: out of resources"
+
+
+W4 = (QuantizeWeights(bits=4, group_size=32),)
+FP8 = (
+    QuantizeWeights(type="float", bits=8, group_size=None),
+    QuantizeActivations(type="float"),
+)
+
+
+@pytest.mark.parametrize("bitwise", [False, True])
+@pytest.mark.parametrize("passes", [W4, FP8], ids=["w4", "fp8"])
+def test_an_artifact_in_the_interpreter_equals_its_reference(
+    passes: tuple[Pass, ...], bitwise: bool, tmp_path: Path
+) -> None:
+    program = apply(captured("llama", 1)[1], passes, names=name_of)[0]
+    lower(program, tmp_path / "triton", bitwise=bitwise)
+    loaded, strict = load(tmp_path / "triton")
+    assert strict == bitwise
+    ready, _ = prepared(loaded, CPU, table=Table(), bitwise=strict)
+    assert len(kernels_of(ready)) > 5
+    wanted, found = (one.run(**program.samples[0]) for one in (program, ready))
+    for name, value in wanted.items():
+        assert distance(found[name], value.double()) < 1e-5

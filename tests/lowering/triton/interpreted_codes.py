@@ -1,0 +1,146 @@
+"""Products of 8-bit codes and row-wise kernels; run by `test_interpreter.py`."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from planish.ir import ops
+from planish.ir.activations import INT8, fake_quantize
+from planish.ir.quant import FP8
+from planish.lowering.triton import reference
+from planish.lowering.triton.launch import run, run_rows
+from planish.lowering.triton.specs import Codes, Dtype, Epilogue, RowWise, Scaled, Tiling
+from support.quantized import distance, random_operands
+
+NAN, INF = float("nan"), float("inf")
+
+
+def operands(spec: Scaled, rows: int, seed: int) -> dict[str, Tensor]:
+    """Codes over their whole range, and scales."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def codes(*shape: int) -> Tensor:
+        if spec.codes == "int8":
+            return torch.randint(-128, 128, shape, generator=draw, dtype=torch.int8)
+        return (torch.randn(shape, generator=draw) * 100).clamp(-448, 448).to(FP8)
+
+    more = {name: each for name, each in random_operands(spec, rows).items() if name != "x"}
+    return {
+        "x": codes(rows, spec.k),
+        "codes": codes(spec.n, spec.k),
+        "row_scales": torch.rand(rows, generator=draw) / 100,
+        "scales": torch.rand(spec.n, generator=draw) / 100,
+        **more,
+    }
+
+
+def product_error(spec: Scaled, rows: int, seed: int = 0) -> float:
+    given = operands(spec, rows, seed)
+    found = run(spec, given["x"], {name: each for name, each in given.items() if name != "x"})
+    wide = {name: each.double() for name, each in given.items()}
+    exact = wide["x"] @ wide["codes"].mT * wide["scales"] * wide["row_scales"][:, None]
+    if spec.epilogue.bias:
+        exact = exact + wide["bias"]
+    return distance(found, reference.finish(spec.epilogue, exact, wide))
+
+
+def drawn(seed: int) -> tuple[Scaled, int]:
+    draw = random.Random(seed)
+    kinds: list[Codes] = ["int8", "float8_e4m3fn"]
+    dtypes: list[Dtype] = ["float32", "bfloat16", "float16"]
+    k, slices = draw.randint(1, 700), 1
+    if k > 256:
+        slices = draw.choice([1, 2, 3])
+    parallel = slices > 1 and draw.random() < 0.5
+    epilogue = Epilogue(draw.random() < 0.5, draw.choice([None, "silu"]), draw.random() < 0.5)
+    spec = Scaled(
+        n=draw.randint(1, 90),
+        k=k,
+        dtype=draw.choice(dtypes),
+        codes=draw.choice(kinds),
+        accurate=draw.random() < 0.5,
+        epilogue=epilogue,
+        tiling=Tiling(draw.choice([16, 32]), draw.choice([32, 64]), slices, parallel),
+    )
+    return spec, draw.choice([1, 7, 16, 33])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_products(seed: int) -> None:
+    spec, rows = drawn(seed)
+    assert product_error(spec, rows, seed) < 4e-6, spec
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8, 100))
+def test_more_random_products(seed: int) -> None:
+    spec, rows = drawn(seed)
+    assert product_error(spec, rows, seed) < 4e-6, spec
+
+
+def test_sums_of_integers_are_exact_to_the_last_bit() -> None:
+    """Of the largest codes, in a row so long that float32 would round their partial sums."""
+    spec = Scaled(16, 4096, "float32", tiling=Tiling(columns=16))
+    x, codes = torch.full((1, 4096), 127).to(INT8), torch.full((16, 4096), 127).to(INT8)
+    x[0, 0] = 1
+    found = run(spec, x, {"codes": codes, "row_scales": torch.ones(1), "scales": torch.ones(16)})
+    assert torch.equal(found, torch.tensor(127 * 127 * 4095 + 127).float().expand(1, 16))
+
+
+ROWS = [
+    RowWise(96, "float32", norm=True, weight=True),
+    RowWise(1000, "float32", norm=True, eps=1e-5),
+    RowWise(577, "bfloat16", norm=True, weight=True),
+    RowWise(96, "float32", activation="silu"),
+    RowWise(100, "float16", activation="gelu_tanh"),
+    RowWise(1, "float32", activation="relu"),
+]
+
+
+@pytest.mark.parametrize("spec", ROWS, ids=str)
+def test_rows_are_normed_and_gated(spec: RowWise) -> None:
+    draw, dtype = torch.Generator().manual_seed(0), getattr(torch, spec.dtype)
+    given = {"x": torch.randn(5, spec.width, generator=draw)}
+    given |= {"up": torch.randn(5, spec.width, generator=draw)} if spec.activation else {}
+    given |= {"weight": torch.rand(spec.width, generator=draw) + 0.5} if spec.weight else {}
+    given["x"][3] = 0
+    given = {name: each.to(dtype) for name, each in given.items()}
+    (found,) = run_rows(spec, given)
+    wide = {name: each.double() for name, each in given.items()}
+    if spec.norm:
+        exact = ops.rms_norm(wide["x"], wide.get("weight"), spec.eps)
+    else:
+        exact = ops.gated(wide["x"], wide["up"], str(spec.activation))
+    assert found.dtype == dtype
+    assert distance(found, exact) < 2e-6
+
+
+@pytest.mark.parametrize("codes", ["int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("norm", [False, True])
+def test_rows_are_rounded_as_the_program_rounds_them(codes: Codes, norm: bool) -> None:
+    spec = RowWise(200, "float32", norm=norm, weight=norm, codes=codes)
+    x = torch.randn(40, 200, generator=torch.Generator().manual_seed(0)) * 3
+    x[1], x[2, 7], x[3, 9], x[4, :4] = 0, NAN, INF, torch.tensor([1e4, -1e4, 5e3, 1e-3])
+    given = {"x": x, **({"weight": torch.linspace(0.5, 2, 200)} if norm else {})}
+    found, scale = run_rows(spec, given)
+    source = ops.rms_norm(x, given.get("weight"), spec.eps) if norm else x
+    wanted = fake_quantize(source, None, getattr(torch, codes), True)
+    restored = found.float() * scale[:, None]
+    finite = wanted.isfinite().all(1)
+    assert restored[~finite].isnan().all()
+    assert finite.sum() == 38
+    if norm:  # a last bit of the norm may round to the neighbouring code
+        differing = ((restored - wanted).abs() > 1e-5 * wanted.abs())[finite]
+        assert differing.double().mean() < 1e-3
+        torch.testing.assert_close(restored[finite], wanted[finite], rtol=1 / 8, atol=0.1)
+    else:
+        assert torch.equal(restored[finite], wanted[finite])
+
+
+def test_the_largest_number_of_a_row_is_the_largest_code() -> None:
+    x = torch.tensor([[1.0, -2.0, 0.5, 0.0], [0.0, 0.0, 3e-38, 0.0]])
+    codes, scale = run_rows(RowWise(4, "float32", codes="int8"), {"x": x})
+    assert codes.tolist() == [[64, -127, 32, 0], [0, 0, 127, 0]]
+    assert torch.equal(scale, x.abs().amax(1) / 127)

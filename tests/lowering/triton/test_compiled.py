@@ -1,0 +1,59 @@
+"""Kernels compiled for Hopper without one: what they take, beside what they took."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planish.lowering.triton.compiled import SHARED_LIMIT, compile_for, resources
+from planish.lowering.triton.generators import generate, spec_of
+
+triton = pytest.importorskip("triton")
+
+TABLE = json.loads(
+    (Path(__file__).parents[3] / "benchmarks" / "results" / "kernels.json").read_text()
+)
+ROWS: list[dict[str, Any]] = TABLE["kernels"]
+
+
+def name(row: dict[str, Any]) -> str:
+    return f"{ROWS.index(row)}-{generate(spec_of(row['spec'])).function}"
+
+
+def check(row: dict[str, Any]) -> None:
+    took = resources(compile_for(spec_of(row["spec"])))
+    assert took.spilled <= row["spilled"]
+    assert took.registers <= 1.1 * row["registers"]
+    assert took.shared <= row["shared"]
+    assert (took.product, took.from_registers) == (row["product"], row["from_registers"])
+
+
+@pytest.mark.parametrize("row", ROWS[:: len(ROWS) // 5], ids=name)
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_kernels_take_what_they_took(row: dict[str, Any]) -> None:
+    check(row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS, ids=name)
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_every_kernel_takes_what_it_took(row: dict[str, Any]) -> None:
+    check(row)
+
+
+def test_the_table_is_of_these_sources() -> None:
+    """After a change of a generator, run benchmarks/kernels.py and read the difference."""
+    assert [row["source"] for row in ROWS] == [
+        generate(spec_of(row["spec"])).sha256 for row in ROWS
+    ]
+
+
+def test_every_kernel_fits_a_processor() -> None:
+    assert [name(row) for row in ROWS if row["shared"] > SHARED_LIMIT] == []
+    assert [name(row) for row in ROWS if row["spilled"]] == []
+
+
+def test_products_with_packed_weights_read_them_from_registers() -> None:
+    products = [row for row in ROWS if row["spec"]["operator"] == "WeightOnly"]
+    assert all(row["product"] == "wgmma" and row["from_registers"] for row in products)
