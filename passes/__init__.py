@@ -16,6 +16,7 @@ from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.reconstruct import Reconstruct
 from planish.passes.rotate import Rotate
+from planish.passes.shrink import Shrink
 from planish.passes.slice import Slice
 from planish.passes.smooth_quant import SmoothQuant
 from planish.passes.sparsify import Sparsify
@@ -40,6 +41,7 @@ __all__ = [
     "QuantizeWeights",
     "Reconstruct",
     "Rotate",
+    "Shrink",
     "Slice",
     "SmoothQuant",
     "Sparsify",
@@ -59,6 +61,7 @@ PASSES: dict[str, type[Pass]] = {
     "rotate": Rotate,
     "sparsify": Sparsify,
     "low_rank": LowRank,
+    "shrink": Shrink,
     "slice": Slice,
     "quantize_weights": QuantizeWeights,
     "gptq": Gptq,

@@ -86,8 +86,16 @@ class PruneDepth(LongPass):
         Raises:
             NotApplicable: if there are too few layers that may go, or no samples to choose by.
         """
+        return without(program, self.order(program, work))
+
+    def order(self, program: Program, work: Work = UNSEEN) -> list[Block]:
+        """The layers or branches that are left out, those that go first before the others.
+
+        Raises:
+            NotApplicable: as for a call.
+        """
         units, free = self._units(program)
-        return without(program, self._chosen(program, units, free, work))
+        return self._chosen(program, units, free, work)
 
     def _units(self, program: Program) -> tuple[list[Block], list[Block]]:
         """All layers or branches, and those that may be left out."""
