@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch.nn import functional
 
@@ -45,8 +45,15 @@ class _Try(NamedTuple):
 
 
 def is_scored(program: Program) -> bool:
-    """Whether the program is a language model, whose loss on text can be measured."""
-    return LOGITS in program.outputs and any(spec.name == "input_ids" for spec in program.inputs)
+    """Whether the program is a language model, whose loss on text can be measured.
+
+    Logits of an encoder are of classes, or of the very tokens that it reads.
+    """
+    if program.source.task not in {"causal-lm", "module"} or LOGITS not in program.outputs:
+        return False
+    logits: Any = program.output_nodes[program.outputs.index(LOGITS)]
+    reads_tokens = any(spec.name == "input_ids" for spec in program.inputs)
+    return reads_tokens and logits.meta["val"].dim() == 3
 
 
 def surprise(program: Program, samples: Sequence[Sample]) -> float:

@@ -49,7 +49,7 @@ def test_mixtures_leave_just_what_may_be_left(llama: Program) -> None:
     assert mixtures[1].layers == 1
     for mixture in mixtures:
         made = found.made(llama, mixture)
-        assert 0.77 < goal.left(made, llama) <= 0.8
+        assert 0.76 < goal.left(made, llama) <= 0.8
         assert made.run(**made.samples[0])["logits"].shape[:2] == (2, 9)
 
 
