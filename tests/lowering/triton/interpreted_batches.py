@@ -111,7 +111,7 @@ def test_without_the_promise_bits_may_differ() -> None:
     x = torch.randn(33, 512, generator=torch.Generator().manual_seed(1))
     few, many = (compute(product, plan.choice(rows), x[:rows], tensors) for rows in (3, 33))
     assert not torch.equal(few, many[:3])
-    torch.testing.assert_close(few, many[:3])
+    assert distance(few, many[:3].double()) < 1e-5
 
 
 @pytest.mark.slow
