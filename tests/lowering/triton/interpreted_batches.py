@@ -12,7 +12,7 @@ from torch import Tensor
 
 from planish.lowering.triton import build, check, layout
 from planish.lowering.triton.check import Record, WrongKernel, wrong, wrong_ones
-from planish.lowering.triton.generators import Spec
+from planish.lowering.triton.generators import Spec, generate
 from planish.lowering.triton.load import load, prepared
 from planish.lowering.triton.lower import kernels_of, lower
 from planish.lowering.triton.operators import compute
@@ -161,7 +161,7 @@ def fresh() -> Iterator[None]:
 def test_wrong_kernels_are_found(
     spec: Spec, line: str, instead: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = build.generate(spec)
+    source = generate(spec)
     assert line in source.text
     broken = dataclasses.replace(source, text=source.text.replace(line, instead))
     monkeypatch.setattr(build, "generate", lambda _: broken)

@@ -16,6 +16,7 @@ from planish.lowering.triton.specs import Scaled, WeightOnly
 from planish.passes import name_of
 from planish.passes.pipeline import apply
 from planish.passes.quantize_weights import QuantizeWeights
+from planish.runtime.backend import Provider
 from planish.runtime.session import Session
 from support.captured import captured
 
@@ -25,6 +26,7 @@ pytestmark = [
 ]
 
 CUDA = torch.device("cuda")
+PLACES: tuple[Provider, ...] = ("cpu", "cuda")
 TABLE = Path(__file__).parents[3] / "benchmarks" / "results" / "kernels.json"
 ROWS: list[dict[str, Any]] = json.loads(TABLE.read_text())["kernels"]
 PRODUCTS: tuple[Product, ...] = (
@@ -74,10 +76,11 @@ def test_graphs_replay_the_same_bits(product: Product) -> None:
 
 
 def test_a_session_on_the_device_gives_what_the_cpu_gives(tmp_path: Path) -> None:
-    program = apply(captured("llama", 1)[1], (QuantizeWeights(bits=4, group_size=32),), names=name_of)[0]  # fmt: skip  # noqa: E501
+    passes = (QuantizeWeights(bits=4, group_size=32),)
+    program, _ = apply(captured("llama", 1)[1], passes, names=name_of)
     lower(program, tmp_path / "triton")
     given = {name: tensor.numpy() for name, tensor in program.samples[0].items()}
-    wanted, found = (Session.open(tmp_path, provider=where) for where in ("cpu", "cuda"))  # type: ignore[arg-type]
+    wanted, found = (Session.open(tmp_path, provider=where) for where in PLACES)
     assert found.provider == "cuda"
     torch.testing.assert_close(
         torch.from_numpy(found.run(**given)["logits"]),

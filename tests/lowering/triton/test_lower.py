@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from planish import api
+from planish.ir.errors import PlanishError
 from planish.ir.program import Program
 from planish.lowering.artifact import BadArtifact
 from planish.lowering.triton import operators
@@ -327,7 +328,7 @@ def test_operators_agree_with_their_shapes() -> None:
     ],
 )
 def test_a_plan_that_is_none_is_refused(written: str, message: str) -> None:
-    with pytest.raises(api.PlanishError, match=message):
+    with pytest.raises(PlanishError, match=message):
         read_plan(written)
 
 
