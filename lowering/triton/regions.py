@@ -37,7 +37,11 @@ from planish.lowering.triton.specs import (
 
 aten = torch.ops.aten
 
-ACTIVATIONS = {aten.silu.default: "silu", aten.relu.default: "relu", aten.gelu.default: "gelu"}
+ACTIVATIONS: dict[Any, str] = {
+    aten.silu.default: "silu",
+    aten.relu.default: "relu",
+    aten.gelu.default: "gelu",
+}
 """Operators that an epilogue has, by its names."""
 
 DTYPES: dict[torch.dtype, Dtype] = {getattr(torch, name): name for name in get_args(Dtype)}
