@@ -244,7 +244,7 @@ def fp8(n: int, k: int) -> Product:
 
 def main() -> None:
     """Check, tune if asked, time, and write."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Check and time generated kernels.")
     parser.add_argument("--tune", action="store_true", help="time tilings first")
     parser.add_argument("--only", choices=("checks",), help="leave the timing out")
     asked = parser.parse_args()
