@@ -2,6 +2,7 @@
 #   make demo        convert a real language model, and show what came of it
 #   make test        the tests that run within minutes
 #   make test-all    the slow ones too
+#   make test-gpu    those that need a CUDA device
 #   make check       linter, formatter, two type checkers
 # PYTHON=python3.12 chooses the interpreter of a new .venv; JOBS=1 runs the tests one by one.
 
@@ -11,7 +12,7 @@ JOBS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-all check install
+.PHONY: demo test test-all test-gpu check install
 
 demo: $(INSTALLED)
 	$(BIN)/planish demo
@@ -21,6 +22,9 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu"
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

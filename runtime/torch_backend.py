@@ -19,7 +19,7 @@ from planish.runtime.values import Value, as_array
 class TorchBackend:
     """A program, one ATen operator after another, on the CPU: to compare with, not for speed."""
 
-    provider: Literal["cpu"] = "cpu"
+    provider: Literal["cpu", "cuda"] = "cpu"
 
     def __init__(
         self,

@@ -27,8 +27,6 @@ class TritonBackend(TorchBackend):
         plans: for each product, which kernel it is and what chose its tilings.
     """
 
-    provider: Literal["cpu", "cuda"]  # type: ignore[assignment]
-
     def __init__(
         self,
         folder: Path,

@@ -76,10 +76,12 @@ def test_nothing_is_asked_if_it_is_off() -> None:
     assert (result.isolation, result.certificate) == ("unproven (not analysed)", {})
 
 
-def test_bitwise_is_not_promised_yet() -> None:
+def test_bitwise_needs_kernels_and_asks_what_enforce_asks() -> None:
     model, inputs = centered()
-    with pytest.raises(BadCall, match="bitwise is not available yet"):
+    with pytest.raises(BadCall, match="bitwise needs target triton"):
         planish.optimize(model, "bf16", inputs=inputs, isolation="bitwise")
+    with pytest.raises(Refused, match="bitwise"):
+        planish.optimize(model, "bf16", inputs=inputs, isolation="bitwise", target="triton")
 
 
 def test_the_command_line_exits_with_1(

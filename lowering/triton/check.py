@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +22,10 @@ from planish.lowering.triton.build import source_of
 from planish.lowering.triton.generators import Spec
 from planish.lowering.triton.launch import run, run_rows
 from planish.lowering.triton.layout import offset
-from planish.lowering.triton.specs import Epilogue, RowWise, Scaled, WeightOnly
+from planish.lowering.triton.specs import RowWise, Scaled, WeightOnly
 
-ROWS = 3
-"""Of the random input: few, and no multiple of a tile."""
+BEYOND = 3
+"""Rows of the random input beyond a whole tile, if there are tiles."""
 
 LIMIT = {"bfloat16": 2e-2, "float16": 4e-3, "float32": 1e-4}
 """The largest error beyond what rounding allows, relative to the root mean square of the result,
@@ -68,11 +67,10 @@ def _excess(found: Tensor, wanted: Tensor, allowed: Tensor) -> float:
 
 def results(spec: Spec, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """What a kernel gives for a random input, what plain torch gives, and what rounding allows."""
-    before = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    made = _operands(spec)
-    torch.random.set_rng_state(before)
-    given = {name: tensor.to(device) for name, tensor in made.items()}
+    rows = BEYOND if isinstance(spec, RowWise) else spec.tiling.rows + BEYOND
+    with torch.random.fork_rng(["cuda"] if device.type == "cuda" else []), device:
+        torch.manual_seed(0)
+        given = operands(spec, rows)
     if isinstance(spec, RowWise):
         found, wanted = run_rows(spec, given), reference.row_wise(spec, given)
         if spec.codes is not None:
@@ -103,42 +101,42 @@ def _restored(
     return mine, theirs, 1.01 * step + _rounding(theirs)
 
 
-def _operands(spec: Spec) -> dict[str, Tensor]:
+def operands(spec: Spec, rows: int) -> dict[str, Tensor]:
+    """Random tensors, on the default device, for everything that a kernel reads."""
+    dtype = getattr(torch, spec.dtype)
     if isinstance(spec, RowWise):
-        dtype, shape = getattr(torch, spec.dtype), (ROWS, spec.width)
+        shape = (rows, spec.width)
         given = {"x": torch.randn(shape).to(dtype)}
         given |= {"up": torch.randn(shape).to(dtype)} if spec.activation else {}
         return given | ({"weight": torch.rand(spec.width).to(dtype)} if spec.weight else {})
-    return {**_weight(spec), **_epilogue(spec.epilogue, spec.n, getattr(torch, spec.dtype))}
+    more = {
+        name: torch.randn((spec.n,) if name == "bias" else (rows, spec.n)).to(dtype)
+        for name in spec.epilogue.operands
+    }
+    return {**(_codes(spec, rows) if isinstance(spec, Scaled) else _packed(spec, rows)), **more}
 
 
-def _epilogue(epilogue: Epilogue, n: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def _codes(spec: Scaled, rows: int) -> dict[str, Tensor]:
+    kind = INT8 if spec.codes == "int8" else FP8
     return {
-        name: torch.randn((n,) if name == "bias" else (ROWS, n)).to(dtype)
-        for name in epilogue.operands
+        "x": torch.randn(rows, spec.k).mul(40).clamp(-127, 127).to(kind),
+        "codes": torch.randn(spec.n, spec.k).mul(40).clamp(-127, 127).to(kind),
+        "row_scales": torch.rand(rows) + 0.5,
+        "scales": (torch.rand(spec.n) + 0.5) * spec.k**-0.5 / 1600,
     }
 
 
-def _weight(spec: WeightOnly | Scaled) -> dict[str, Tensor]:
-    if isinstance(spec, Scaled):
-        kind = INT8 if spec.codes == "int8" else FP8
-        scale = spec.k**-0.5 / 1600
-        return {
-            "x": torch.randn(ROWS, spec.k).mul(40).clamp(-127, 127).to(kind),
-            "codes": torch.randn(spec.n, spec.k).mul(40).clamp(-127, 127).to(kind),
-            "row_scales": torch.rand(ROWS) + 0.5,
-            "scales": (torch.rand(spec.n) + 0.5) * scale,
-        }
-    scales = getattr(torch, spec.scale_dtype)
-    codes = torch.randint(-offset(spec.bits), offset(spec.bits), (spec.n, spec.k))
+def _packed(spec: WeightOnly, rows: int) -> dict[str, Tensor]:
+    scales, half = getattr(torch, spec.scale_dtype), offset(spec.bits)
     shape = (spec.groups, spec.n)
-    found: dict[str, Any] = {
-        "x": torch.randn(ROWS, spec.k).to(getattr(torch, spec.dtype)),
+    codes = torch.randint(-half, half, (spec.n, spec.k))
+    found = {
+        "x": torch.randn(rows, spec.k).to(getattr(torch, spec.dtype)),
         "words": layout.pack(codes, spec),
-        "scales": ((torch.rand(shape) + 0.5) * spec.k**-0.5 / offset(spec.bits)).to(scales),
+        "scales": ((torch.rand(shape) + 0.5) * spec.k**-0.5 / half).to(scales),
     }
     if spec.zeros:
-        found["zeros"] = torch.randint(0, 2 * offset(spec.bits), shape).to(scales)
+        found["zeros"] = torch.randint(0, 2 * half, shape).to(scales)
     return found
 
 

@@ -86,4 +86,5 @@ def dense(tensors: dict[str, Tensor], spec: WeightOnly) -> Tensor:
     count = grouped.shape[1]
     if "zeros" in tensors:
         grouped = grouped - (tensors["zeros"][:count] - offset(spec.bits)).mT.unsqueeze(-1)
-    return (grouped * scales[:count].mT.unsqueeze(-1)).flatten(1)
+    whole: Tensor = (grouped * scales[:count].mT.unsqueeze(-1)).flatten(1)
+    return whole

@@ -108,7 +108,7 @@ def _without(program: Program, wrong: frozenset[Spec]) -> Program:
             product: Product = read_spec(str(node.args[-2]))
             plan: Plan = read_plan(str(node.args[-1]))
             products = frozenset(each for each in wrong if isinstance(each, type(product)))
-            node.args = (*node.args[:-1], text(plan.without(products, product)))  # type: ignore[arg-type]
+            node.args = (*node.args[:-1], text(plan.without(products, product)))
         for node in edit.nodes(*ROWS):
             if read_spec(str(node.args[-2])) in wrong:
                 node.args = (*node.args[:-1], operators.REFERENCE)

@@ -37,10 +37,14 @@ from planish.lowering.triton.specs import (
 
 aten = torch.ops.aten
 
-ACTIVATIONS = {aten.silu.default: "silu", aten.relu.default: "relu", aten.gelu.default: "gelu"}
+ACTIVATIONS: dict[Any, str] = {
+    aten.silu.default: "silu",
+    aten.relu.default: "relu",
+    aten.gelu.default: "gelu",
+}
 """Operators that an epilogue has, by its names."""
 
-DTYPES = {getattr(torch, name): name for name in get_args(Dtype)}
+DTYPES: dict[torch.dtype, Dtype] = {getattr(torch, name): name for name in get_args(Dtype)}
 
 
 def replaced(program: Program, *, bitwise: bool) -> tuple[Program, tuple[str, ...]]:
@@ -184,9 +188,10 @@ class _Regions:
             made, last = replace(made, activation=ACTIVATIONS[after.target] + tanh), after
         elif after is not None and after.target is ops.gated and after.args[0] is last:
             gate, up, activation = after.args
-            if up is not gate and not _rounded_alone(after, self._made):
+            up, gate = _node(up), _node(gate)
+            if up is not gate and _alike(up, gate) and not _rounded_alone(after, self._made):
                 made = replace(made, activation=str(activation), multiply=True)
-                last, operands = after, [*operands, _node(up)]
+                last, operands = after, [*operands, up]
         after = _only_user(last)
         if after is not None and (other := _added(after, last)) is not None:
             made, last, operands = replace(made, residual=True), after, [*operands, other]
@@ -242,9 +247,16 @@ def _added(node: fx.Node, one: fx.Node) -> fx.Node | None:
     other = second if first is one else first
     if not isinstance(other, fx.Node) or other is one:
         return None
-    value, wanted = other.meta.get("val"), one.meta["val"]
-    same = isinstance(value, Tensor) and str(value.shape) == str(wanted.shape)
-    return other if same and value.dtype == wanted.dtype else None
+    return other if _alike(other, one) else None
+
+
+def _alike(one: fx.Node, other: fx.Node) -> bool:
+    """Whether two values have the same shape and dtype, so that nothing is stretched."""
+    forms = [
+        (str(value.shape), value.dtype) if isinstance(value, Tensor) else None
+        for value in (one.meta.get("val"), other.meta.get("val"))
+    ]
+    return forms[0] is not None and forms[0] == forms[1]
 
 
 def _dtype(node: fx.Node) -> Dtype:

@@ -77,7 +77,7 @@ def test_both_accept(recipe: Any) -> None:
         {"passes": [{}]},
         {"passes": [7]},
         {"passes": [], "isolation": "of"},
-        {"passes": [], "target": "triton"},
+        {"passes": [], "target": "tensorrt"},
         {"passes": [], "description": 1},
         {"passes": [], "pases": []},
     ],

@@ -188,7 +188,7 @@ FOUND = """\
 r.yaml:1:1: descripton: no such key; did you mean description?
 r.yaml:2:14: description: must be text, not 3
 r.yaml:3:12: isolation: cannot be "enforced"; did you mean enforce?
-r.yaml:4:9: target: cannot be "tensorrt"; choose from onnx, torch
+r.yaml:4:9: target: cannot be "tensorrt"; choose from onnx, torch, triton
 r.yaml:7:14: passes[0].cast.dtype: cannot be "bfloat"; did you mean bfloat16?
 r.yaml:8:7: passes[0].cast.dtype: given twice, first at line 7
 r.yaml:9:5: passes[1]: the option dtype is missing

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from planish.lowering.triton import build, check, layout
 from planish.lowering.triton.check import Record, WrongKernel, wrong, wrong_ones
-from planish.lowering.triton.generators import Spec
+from planish.lowering.triton.generators import Spec, generate
 from planish.lowering.triton.load import load, prepared
 from planish.lowering.triton.lower import kernels_of, lower
 from planish.lowering.triton.operators import compute
@@ -111,7 +111,7 @@ def test_without_the_promise_bits_may_differ() -> None:
     x = torch.randn(33, 512, generator=torch.Generator().manual_seed(1))
     few, many = (compute(product, plan.choice(rows), x[:rows], tensors) for rows in (3, 33))
     assert not torch.equal(few, many[:3])
-    torch.testing.assert_close(few, many[:3])
+    assert distance(few, many[:3].double()) < 1e-5
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def fresh() -> Iterator[None]:
 def test_wrong_kernels_are_found(
     spec: Spec, line: str, instead: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = build.generate(spec)
+    source = generate(spec)
     assert line in source.text
     broken = dataclasses.replace(source, text=source.text.replace(line, instead))
     monkeypatch.setattr(build, "generate", lambda _: broken)

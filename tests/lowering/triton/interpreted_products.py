@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from planish.ir.ops import ACTIVATIONS
+from planish.ir.quant import QuantizedTensor
 from planish.lowering.triton import layout, reference
 from planish.lowering.triton.launch import run
 from planish.lowering.triton.specs import Dtype, Epilogue, Tiling, WeightOnly, best_lanes
@@ -26,13 +27,14 @@ def error(spec: WeightOnly, rows: int, seed: int = 0) -> float:
     return distance(found, reference.finish(spec.epilogue, exact, wide))
 
 
-def whole(weight: layout.QuantizedTensor) -> Tensor:
+def whole(weight: QuantizedTensor) -> Tensor:
     """The weight in float64, without rounding (code - zero point) · scale."""
     codes = weight.codes.double().unflatten(1, (weight.scale.shape[1], -1))
     zeros = weight.zeros
     if zeros is not None:
         codes = codes - zeros.double()[:, :, None]
-    return (codes * weight.scale.double()[:, :, None]).flatten(1)
+    exact: Tensor = (codes * weight.scale.double()[:, :, None]).flatten(1)
+    return exact
 
 
 def drawn(seed: int) -> tuple[WeightOnly, int]:
@@ -63,14 +65,14 @@ def drawn(seed: int) -> tuple[WeightOnly, int]:
     return spec, draw.choice([1, 2, 8, 15, 16, 17, 33])
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_random_products(seed: int) -> None:
     spec, rows = drawn(seed)
     assert error(spec, rows, seed) < LIMIT, spec
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(12, 150))
+@pytest.mark.parametrize("seed", range(8, 150))
 def test_more_random_products(seed: int) -> None:
     spec, rows = drawn(seed)
     assert error(spec, rows, seed) < LIMIT, spec

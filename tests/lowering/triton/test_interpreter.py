@@ -21,7 +21,15 @@ pytestmark = pytest.mark.skipif(
 
 def interpreted(file: str, marks: str) -> None:
     # numpy warns where the functions of a masked lane overflow
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / file]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        HERE / file,
+    ]
     quiet = ["-W", "ignore::RuntimeWarning", "-W", "ignore:TRITON_DEFAULT_FP_FUSION"]
     done = subprocess.run(
         [*command, "-m", marks, *quiet],

@@ -75,14 +75,12 @@ def test_a_specification_decides_its_source(name: str) -> None:
 def test_any_change_of_a_specification_changes_the_source() -> None:
     spec = SPECS["w4"]
     assert isinstance(spec, WeightOnly)
-    others = [
-        dataclasses.replace(spec, **{name: value})
-        for name, value in {
-            "n": 4095, "k": 8192, "dtype": "float16", "scale_dtype": "float32", "bits": 8,
-            "group": 64, "zeros": True, "lanes": 32, "scaling": "weights",
-            "epilogue": Epilogue(bias=True), "tiling": Tiling(warps=8),
-        }.items()
-    ]  # fmt: skip
+    changes: dict[str, Any] = {
+        "n": 4095, "k": 8192, "dtype": "float16", "scale_dtype": "float32", "bits": 8,
+        "group": 64, "zeros": True, "lanes": 32, "scaling": "weights",
+        "epilogue": Epilogue(bias=True), "tiling": Tiling(warps=8),
+    }  # fmt: skip
+    others = [dataclasses.replace(spec, **{name: value}) for name, value in changes.items()]
     assert len({generate(each).sha256 for each in (spec, *others)}) == len(others) + 1
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from planish.lowering.triton import tuning
-from planish.lowering.triton.plans import Choice, modelled
+from planish.lowering.triton.candidates import candidates
+from planish.lowering.triton.plans import Choice, Product, modelled, tile
 from planish.lowering.triton.specs import Epilogue, Scaled, Tiling, WeightOnly
 from planish.lowering.triton.tilings import tiled
 from planish.lowering.triton.tuning import (
@@ -106,6 +107,21 @@ def test_what_was_not_measured_is_chosen_by_the_model() -> None:
     assert planned(fused, SIMULATED)[1] == TABLE
     codes = Scaled(4096, 4096)
     assert key(codes) != key(dataclasses.replace(codes, codes="float8_e4m3fn"))
+
+
+@pytest.mark.parametrize("rows", [1, 32, 64, 512])
+@pytest.mark.parametrize(
+    "product", [PRODUCT, WeightOnly(4096, 4096, bits=3, lanes=32), Scaled(4096, 4096)]
+)
+def test_candidates_are_few_and_can_run(product: Product, rows: int) -> None:
+    found = list(candidates(product, rows))
+    assert found[0] == tile(product, rows, bitwise=False)
+    assert found[1] == tile(product, rows, bitwise=True)
+    assert len(set(found[1:])) == len(found) - 1
+    assert 4 <= len(found) <= 60
+    shapes = {(each.n, each.k, each.dtype) for each in found}
+    assert shapes == {(product.n, product.k, product.dtype)}
+    assert all(rows > 16 or each.tiling.rows == 16 for each in found)
 
 
 def test_a_table_is_stored_and_read(tmp_path: Path) -> None:
