@@ -214,13 +214,22 @@ def _model(config: Mapping[str, Any]) -> nn.Module | None:
     """The model of a config, without data; None if there is none."""
     from transformers import AutoConfig  # noqa: PLC0415  (slow to import)
 
-    settings = copy.deepcopy(dict(config))
+    settings = _decoded(dict(config))
     try:
         with quiet(), torch.device("meta"):
             parsed = AutoConfig.for_model(settings.pop("model_type"), **settings)
             return model_class(parsed)(parsed)
     except Exception:
         return None  # whatever it is that does not hold together
+
+
+def _decoded(value: Any) -> Any:
+    """A copy of a config with numbers that JSON has no words for, as transformers writes them."""
+    if isinstance(value, Mapping):
+        if set(value) == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _decoded(one) for key, one in value.items()}
+    return [_decoded(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _fits(model: nn.Module, wanted: Mapping[str, tuple[int, ...]]) -> bool:

@@ -4,6 +4,7 @@ from planish.passes.awq import Awq
 from planish.passes.binarize import Binarize
 from planish.passes.cast import Cast
 from planish.passes.contract import Pass
+from planish.passes.distill import Distill
 from planish.passes.fuse_conv_bn import FuseConvBn
 from planish.passes.gptq import Gptq
 from planish.passes.isolate import Isolate
@@ -26,6 +27,7 @@ __all__ = [
     "Awq",
     "Binarize",
     "Cast",
+    "Distill",
     "FuseConvBn",
     "Gptq",
     "Isolate",
@@ -56,6 +58,7 @@ PASSES: dict[str, type[Pass]] = {
     "prune_experts": PruneExperts,
     "prune_embedding": PruneEmbedding,
     "reconstruct": Reconstruct,
+    "distill": Distill,
     "smooth_quant": SmoothQuant,
     "awq": Awq,
     "rotate": Rotate,

@@ -118,10 +118,13 @@ def test_the_canonical_text_spells_everything_out_and_reads_back(tmp_path: Path)
 ZOO = [
     "auto-4.5bit",
     "bf16",
+    "compact",
+    "compact-healed",
     "fold",
     "fp8",
     "isolate",
     "mamba-w8a8",
+    "prune-depth",
     "ternary",
     "w4a16",
     "w4a16-awq",

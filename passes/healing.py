@@ -1,0 +1,232 @@
+"""Training a program's weights towards what another program gives, step by step.
+
+Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2,
+for the loss; Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), section 4, for
+changes of low rank; Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2017), AdamW.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from planish.ir.activations import fake_quantize
+from planish.ir.carried import pairs
+from planish.ir.ops import EAGER
+from planish.ir.program import Program, Sample
+
+LOGITS = "logits"
+"""The output whose softmax is what a model answers, where there is one."""
+
+_ROWS = 512
+"""Rows of logits that are compared at once."""
+
+WARM_UP, FLOOR = 0.05, 0.1
+"""The share of steps in which the learning rate rises, and the share of it that is left in the
+end."""
+
+
+class Student:
+    """Weights in training: all of each, or a change of low rank of it, in float32."""
+
+    def __init__(self, program: Program, names: Sequence[str], rank: int | None, seed: int) -> None:
+        """Begin with the weights as they are.
+
+        Args:
+            program: stays as it is.
+            names: of the tensors that are trained.
+            rank: of their changes; None to train all numbers.
+            seed: of the first factor of each change; the other begins as zeros.
+        """
+        self.program = program
+        self.rank = rank
+        chance = torch.Generator().manual_seed(seed)
+        self.parameters: dict[str, Tensor] = {}
+        for name in names:
+            tensor = program.tensors[name]
+            if rank is None:
+                self.parameters[name] = tensor.float().clone()
+            else:
+                rows, columns = tensor.shape
+                down = torch.randn(rank, columns, generator=chance) / math.sqrt(columns)
+                self.parameters[f"{name} down"] = down
+                self.parameters[f"{name} up"] = torch.zeros(rows, rank)
+        self._names = list(names)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trained tensors as they are now, in the program's dtypes."""
+        found = {}
+        for name in self._names:
+            tensor = self.program.tensors[name]
+            if self.rank is None:
+                found[name] = self.parameters[name].to(tensor.dtype)
+            else:
+                change = self.parameters[f"{name} up"] @ self.parameters[f"{name} down"]
+                found[name] = (tensor.float() + change).to(tensor.dtype)
+        return found
+
+    def loss(self, sample: Sample, expected: Mapping[str, Tensor], temperature: float) -> float:
+        """How far the outputs are from what is expected, a mean over rows."""
+        with torch.no_grad():
+            outputs = self._run(sample)
+        loss, _ = apart(outputs, expected, sample, temperature, wants_gradient=False)
+        return loss
+
+    def backward(self, sample: Sample, expected: Mapping[str, Tensor], temperature: float) -> float:
+        """The same, adding its gradients to those of the parameters."""
+        with torch.enable_grad():
+            outputs = self._run(sample)
+            loss, gradients = apart(outputs, expected, sample, temperature)
+            names = [name for name in gradients if outputs[name].requires_grad]
+            torch.autograd.backward(
+                [outputs[name] for name in names], [gradients[name] for name in names]
+            )
+        return loss
+
+    def _run(self, sample: Sample) -> dict[str, Tensor]:
+        program = self.program
+        values = _Trained(program, self.weights()).run(
+            *(sample[spec.name] for spec in program.inputs), enable_io_processing=False
+        )
+        return dict(zip(program.outputs, values, strict=True))
+
+
+class _Trained(fx.Interpreter):
+    """Runs a program with some of its tensors replaced, by operators that have derivatives."""
+
+    def __init__(self, program: Program, weights: Mapping[str, Tensor]) -> None:
+        super().__init__(torch.nn.Module(), graph=program.graph)
+        self._tensors = {**program.tensors, **weights}
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002
+        return self._tensors[target]
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is fake_quantize:  # rounding counts as no change, or no gradient would pass
+            x, *others = args
+            return x + (target(x.detach(), *others, **kwargs) - x).detach()
+        return super().call_function(EAGER.get(target) or target, args, kwargs)
+
+
+def apart(
+    outputs: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    sample: Sample,
+    temperature: float,
+    *,
+    wants_gradient: bool = True,
+) -> tuple[float, dict[str, Tensor]]:
+    """How far outputs are from what is expected, and the gradients by their names.
+
+    With logits, temperature² · KL(expected ‖ outputs) of the softmax at that temperature, in nats,
+    the mean over rows that are no padding. Without, ‖y - y₀‖² / ‖y₀‖² over all outputs that are no
+    states.
+    """
+    if LOGITS in outputs:
+        return _divergence(outputs[LOGITS], expected[LOGITS], sample, temperature, wants_gradient)
+    names = [name for name, one in expected.items() if one.is_floating_point() and name in outputs]
+    size = sum(float(expected[name].double().square().sum()) for name in names) or 1.0
+    differences = {name: (outputs[name].detach() - expected[name]).float() for name in names}
+    loss = sum(float(one.double().square().sum()) for one in differences.values()) / size
+    gradients = {
+        name: (2 / size * one).to(outputs[name].dtype) for name, one in differences.items()
+    }
+    return loss, gradients
+
+
+def _divergence(
+    logits: Tensor, expected: Tensor, sample: Sample, temperature: float, wants_gradient: bool
+) -> tuple[float, dict[str, Tensor]]:
+    """The divergence of logits [..., V], row by row, and its gradient."""
+    rows, wanted = logits.detach().flatten(0, -2), expected.flatten(0, -2)
+    counts = _counted(sample, logits).flatten()
+    number = float(counts.sum()) or 1.0
+    gradient = torch.zeros_like(rows) if wants_gradient else None
+    loss = 0.0
+    for start in range(0, len(rows), _ROWS):
+        part = slice(start, start + _ROWS)
+        mine = (rows[part].float() / temperature).log_softmax(-1)
+        theirs = (wanted[part].float() / temperature).log_softmax(-1)
+        each = (theirs.exp() * (theirs - mine)).sum(-1) * counts[part]
+        loss += temperature**2 * float(each.double().sum()) / number
+        if gradient is not None:
+            slope = (mine.exp() - theirs.exp()) * counts[part, None]
+            gradient[part] = (slope * (temperature / number)).to(rows.dtype)
+    return loss, {} if gradient is None else {LOGITS: gradient.view_as(logits)}
+
+
+def _counted(sample: Sample, logits: Tensor) -> Tensor:
+    """1 for each row of logits that is no padding, float32."""
+    shape = logits.shape[:-1]
+    mask = sample.get("attention_mask")
+    if mask is None or "input_ids" not in sample or sample["input_ids"].shape != shape:
+        return torch.ones(shape)
+    return mask[:, -shape[-1] :].float()
+
+
+def spoken(program: Program, sample: Sample) -> dict[str, Tensor]:
+    """What a program gives for a sample, without its states."""
+    states = set(pairs((spec.name for spec in program.inputs), program.outputs).values())
+    return {name: one for name, one in program.run(**sample).items() if name not in states}
+
+
+def joined(program: Program, requests: Sequence[Sample]) -> Sample:
+    """A batch of requests of one row each, of the same lengths."""
+    batch: dict[str, Tensor] = {}
+    for spec in program.inputs:
+        parts = [one[spec.name] for one in requests]
+        batch[spec.name] = (
+            parts[0] if spec.batch_axis is None else torch.cat(parts, spec.batch_axis)
+        )
+    return batch
+
+
+def rate(done: float) -> float:
+    """The share of the learning rate at a share of the steps: a rise, then a cosine's fall."""
+    if done < WARM_UP:
+        return (done + 0.01) / (WARM_UP + 0.01)
+    fallen = (done - WARM_UP) / (1 - WARM_UP)
+    return FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * min(fallen, 1.0))) / 2
+
+
+def states_of(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What an optimizer remembers of each parameter, flat, to be kept in a file."""
+    return {
+        f"{key} of {name}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def restore(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], kept: Mapping[str, Tensor]
+) -> None:
+    """Put back parameters and what `states_of` gave."""
+    for name, parameter in parameters.items():
+        parameter.data.copy_(kept[name])
+        keys = {one.removesuffix(f" of {name}") for one in kept if one.endswith(f" of {name}")}
+        optimizer.state[parameter] = {key: kept[f"{key} of {name}"].clone() for key in keys}
+
+
+def trainable(program: Program, fixed: Iterable[str], *, matrices: bool) -> list[str]:
+    """The tensors that may be trained: of floating point and two or more dimensions.
+
+    Args:
+        program: whose they are.
+        fixed: names of tensors that stay, such as embeddings.
+        matrices: whether to leave out those of three and more.
+    """
+    left = set(fixed)
+    return [
+        name
+        for name, tensor in program.tensors.items()
+        if tensor.is_floating_point()
+        and name not in left
+        and (tensor.dim() == 2 if matrices else tensor.dim() > 1)
+    ]
