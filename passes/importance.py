@@ -40,7 +40,10 @@ REQUESTS = 64
 
 aten = torch.ops.aten
 
-_NORMS: dict[Any, int] = {aten.batch_norm.default: 1}
+_NORMS: dict[Any, int] = {
+    aten.batch_norm.default: 1,
+    aten._native_batch_norm_legit_no_training.default: 1,
+}
 """Where batch norms are given their scale."""
 
 Tell = Callable[[int, int], None]
