@@ -122,6 +122,7 @@ ZOO = [
     "fp8",
     "isolate",
     "mamba-w8a8",
+    "prune-width",
     "ternary",
     "w4a16",
     "w4a16-awq",
