@@ -119,7 +119,9 @@ def speed(network: str, rounds: int) -> dict[str, float]:
         for name, passes in recipes.items():
             folder = Path(scratch) / name
             optimize(model, passes, inputs=images[:2], output=folder, target="onnx")
-            sessions[name] = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+            sessions[name] = onnxruntime.InferenceSession(
+                str(folder / "onnx" / "model.onnx"), options
+            )
         batch = {sessions["before"].get_inputs()[0].name: images[:16].numpy()}
         for _ in range(rounds):
             for name, session in sessions.items():

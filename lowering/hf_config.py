@@ -137,12 +137,17 @@ class _Search:
         self.closest: dict[str, tuple[Any, Any]] | None = None
         self._sought = sought
         self._seen: set[str] = set()
+        self._first: list[tuple[int, int]] = []
 
     def below(
         self, settings: Settings, wrong: Mapping[str, tuple[Any, Any]]
     ) -> Iterator[dict[str, Any]]:
         """Configs that differ in one number, or in further ones, and fit."""
-        for changed in _candidates(settings, _sizes(wrong, self._sought.shapes)):
+        pairs = _sizes(wrong, self._sought.shapes)
+        self._first = self._first or pairs
+        # What is left of a size that is made of several, as of query, key and value in one, may be
+        # in no proportion any more.
+        for changed in _candidates(settings, [*dict.fromkeys((*pairs, *self._first))]):
             text = json.dumps(changed, sort_keys=True)
             if text in self._seen or len(self._seen) >= TRIALS:
                 continue
@@ -215,6 +220,8 @@ def _candidates(settings: Settings, pairs: Sequence[tuple[int, int]]) -> Iterato
 
 def _shortened(settings: Settings, old: Any, new: Any) -> dict[str, Any]:
     """A config whose lists with an entry for each layer end with the last layer there is."""
+    if not isinstance(old, int) or not isinstance(new, int):
+        return {**settings}
     return {
         key: value[:new] if isinstance(value, list) and len(value) == old else value
         for key, value in settings.items()
@@ -260,8 +267,18 @@ def _explicit(settings: Settings) -> dict[str, Any]:
     full.pop("_name_or_path", None)
     for name, (dividend, divisor) in _DERIVED.items():
         if full.get(name) is None and full.get(dividend) and full.get(divisor):
-            full[name] = full[dividend] // full[divisor]
+            more = {**full, name: full[dividend] // full[divisor]}
+            full = more if _takes(more) else full
     return full
+
+
+def _takes(settings: Settings) -> bool:
+    """Whether a config may have these fields: some derive one in a way that nobody may set."""
+    try:
+        _parsed(settings)
+    except Exception:
+        return False
+    return True
 
 
 def _shortest(sought: Sought, settings: Settings, full: Settings) -> dict[str, Any]:
