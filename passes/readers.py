@@ -108,8 +108,10 @@ def readers_of(program: Program) -> list[Reader]:
 
 def _numbers(node: fx.Node) -> tuple[Any, Any, Any]:
     """Stride, padding and dilation of a convolution."""
-    given: list[Any] = [*node.args[3:6]]
-    stride, padding, dilation = [*given, *[1, 0, 1][len(given) :]]
+    given = node.args[3:6]
+    stride, padding, dilation = (
+        given[place] if len(given) > place else default for place, default in enumerate((1, 0, 1))
+    )
     return stride, padding, dilation
 
 
