@@ -37,17 +37,18 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("qwen3", HEADS, {"num_attention_heads": 2, "num_key_value_heads": 1}),
     ("phi3", HEADS, HALF),
     ("gemma3", CHANNELS, MLP),
+    ("falcon", CHANNELS, {"ffn_hidden_size": 144}),
     ("mixtral", EXPERTS, {"num_local_experts": 3}),
     ("qwen2_moe", EXPERTS, {"num_experts": 3}),
     ("gpt2", CHANNELS, {"n_inner": 144}),
     ("opt", CHANNELS, {"ffn_dim": 144}),
     ("t5", CHANNELS, {"d_ff": 144}),
     ("t5", HEADS, {"num_heads": 2}),
-    ("mamba", WIDTH, {"hidden_size": 48}),
+    ("mamba", WIDTH, {"hidden_size": 48, "layer_norm_epsilon": 1e-5 * 64 / 48}),
     ("swin", CHANNELS, {"mlp_ratio": 2.25}),
     ("vit", HEADS, {"num_attention_heads": 2, "head_dim": 16}),
 ]
-COMMON = {("llama", 1), ("qwen2", 4), ("mixtral", 8), ("swin", 15)}
+COMMON = {("llama", 1), ("qwen2", 4), ("mixtral", 9)}
 
 
 def written(program: Program, original: Program, folder: Path, *, fresh: bool = False) -> Any:
