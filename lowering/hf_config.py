@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -136,12 +137,17 @@ class _Search:
         self.closest: dict[str, tuple[Any, Any]] | None = None
         self._sought = sought
         self._seen: set[str] = set()
+        self._first: list[tuple[int, int]] = []
 
     def below(
         self, settings: Settings, wrong: Mapping[str, tuple[Any, Any]]
     ) -> Iterator[dict[str, Any]]:
         """Configs that differ in one number, or in further ones, and fit."""
-        for changed in _candidates(settings, _sizes(wrong)):
+        pairs = _sizes(wrong, self._sought.shapes)
+        self._first = self._first or pairs
+        # What is left of a size that is made of several, as of query, key and value in one, may be
+        # in no proportion any more.
+        for changed in _candidates(settings, [*dict.fromkeys((*pairs, *self._first))]):
             text = json.dumps(changed, sort_keys=True)
             if text in self._seen or len(self._seen) >= TRIALS:
                 continue
@@ -167,23 +173,34 @@ def _why(sought: Sought, wrong: Mapping[str, tuple[Any, Any]]) -> str:
     )
 
 
-def _sizes(wrong: Mapping[str, tuple[Any, Any]]) -> list[tuple[int, int]]:
-    """The sizes that dimensions have and should have, the most frequent first."""
-    counts: dict[tuple[int, int], int] = {}
+def _sizes(wrong: Mapping[str, tuple[Any, Any]], names: Collection[str]) -> list[tuple[int, int]]:
+    """The sizes that dimensions and stacks of layers have and should have, most frequent first."""
+    counts: Counter[tuple[int, int]] = Counter()
     for has, should in wrong.values():
-        if has is None or should is None or len(has) != len(should):
-            continue
-        for pair in zip(has, should, strict=True):
-            if pair[0] != pair[1]:
-                counts[pair] = counts.get(pair, 0) + 1
-    return sorted(counts, key=lambda pair: -counts[pair])
+        if has is not None and should is not None and len(has) == len(should):
+            counts.update(pair for pair in zip(has, should, strict=True) if pair[0] != pair[1])
+    missing = {name for name, (has, _) in wrong.items() if has is None}
+    extra = {name for name, (_, should) in wrong.items() if should is None}
+    before = _stacks((set(names) - missing) | extra)
+    for stack, size in _stacks(names).items():
+        if before.get(stack, size) != size:
+            counts[before[stack], size] += 1
+    return [pair for pair, _ in counts.most_common()]
+
+
+def _stacks(names: Collection[str]) -> dict[str, int]:
+    """How many modules there are in each list of modules, by what comes before their numbers."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        for place, part in enumerate(parts):
+            if part.isdigit():
+                found.setdefault(".".join(parts[:place]), set()).add(part)
+    return {stack: len(numbers) for stack, numbers in found.items()}
 
 
 def _candidates(settings: Settings, pairs: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
-    """Configs with one number replaced: those that are a size first, then those that divide one.
-
-    Where sizes agree, what is missing or too much are layers: counts are lowered to any number.
-    """
+    """Configs with one number replaced: those that are a size first, then those that divide one."""
     numbers = list(_numbers(settings))
     same = [(at, new) for old, new in pairs for at, value in numbers if value == old]
     parts = [
@@ -193,13 +210,22 @@ def _candidates(settings: Settings, pairs: Sequence[tuple[int, int]]) -> Iterato
         if value not in (0, old) and (scaled := _scaled(value, old, new)) is not None
     ]
     unset = [((key,), new) for _, new in pairs for key, value in settings.items() if value is None]
-    fewer = (
-        [(at, less) for at, value in numbers if isinstance(value, int) for less in range(1, value)]
-        if not pairs
-        else []
-    )
-    for at, new in dict.fromkeys((*same, *parts, *unset, *(f for f in fewer if f[1] < 256))):
-        yield _replaced(settings, at, new)
+    for at, new in dict.fromkeys((*same, *parts, *unset)):
+        changed: dict[str, Any] = _replaced(settings, at, new)
+        yield changed
+        shorter = _shortened(changed, dict(numbers).get(at), new)
+        if shorter != changed:
+            yield shorter
+
+
+def _shortened(settings: Settings, old: Any, new: Any) -> dict[str, Any]:
+    """A config whose lists with an entry for each layer end with the last layer there is."""
+    if not isinstance(old, int) or not isinstance(new, int):
+        return {**settings}
+    return {
+        key: value[:new] if isinstance(value, list) and len(value) == old else value
+        for key, value in settings.items()
+    }
 
 
 def _scaled(value: float, old: int, new: int) -> int | float | None:
@@ -241,8 +267,18 @@ def _explicit(settings: Settings) -> dict[str, Any]:
     full.pop("_name_or_path", None)
     for name, (dividend, divisor) in _DERIVED.items():
         if full.get(name) is None and full.get(dividend) and full.get(divisor):
-            full[name] = full[dividend] // full[divisor]
+            more = {**full, name: full[dividend] // full[divisor]}
+            full = more if _takes(more) else full
     return full
+
+
+def _takes(settings: Settings) -> bool:
+    """Whether a config may have these fields: some derive one in a way that nobody may set."""
+    try:
+        _parsed(settings)
+    except Exception:
+        return False
+    return True
 
 
 def _shortest(sought: Sought, settings: Settings, full: Settings) -> dict[str, Any]:

@@ -64,12 +64,14 @@ class Problem:
     def costs(self) -> Tensor:
         """What it costs to remove each index, [n]; of those that are gone it says nothing."""
         if self.block == 1:
-            return self.matrix.square().sum(0) / self.inverse.diagonal().clamp_min(1e-30)
+            alone: Tensor = self.matrix.square().sum(0) / self.inverse.diagonal().clamp_min(1e-30)
+            return alone
         wide = self.matrix.unflatten(1, (-1, self.block)).movedim(1, 0)  # [n, N, b]
         blocks = _diagonal(self.inverse, self.block)
         filled = blocks + torch.eye(self.block) * 1e-9 * blocks.diagonal(0, 1, 2).mean().abs()
         weighed = torch.linalg.solve_ex(filled, wide.mT)[0]  # [n, b, N]
-        return (weighed * wide.mT).sum((1, 2))
+        together: Tensor = (weighed * wide.mT).sum((1, 2))
+        return together
 
     def remove(self, indices: Tensor) -> None:
         """Take some indices out, and let the others make up for them."""
@@ -116,6 +118,6 @@ def eliminated(problems: Sequence[Problem], size: int, remove: int) -> Tensor:
 def _diagonal(matrix: Tensor, block: int) -> Tensor:
     """The blocks on the diagonal, [n, b, b]."""
     count = len(matrix) // block
-    return matrix.unflatten(0, (count, block)).unflatten(2, (count, block))[
-        torch.arange(count), :, torch.arange(count)
-    ]
+    at = torch.arange(count)
+    blocks: Tensor = matrix.unflatten(0, (count, block)).unflatten(2, (count, block))[at, :, at]
+    return blocks

@@ -40,7 +40,10 @@ REQUESTS = 64
 
 aten = torch.ops.aten
 
-_NORMS: dict[Any, int] = {aten.batch_norm.default: 1}
+_NORMS: dict[Any, int] = {
+    aten.batch_norm.default: 1,
+    aten._native_batch_norm_legit_no_training.default: 1,
+}
 """Where batch norms are given their scale."""
 
 Tell = Callable[[int, int], None]
@@ -286,12 +289,13 @@ def _weight_squares(question: Question, node: fx.Node, group: Group) -> Tensor |
 
 def _by_place(visit: Visit, dim: int) -> Tensor:
     """The mean square at each place of one dimension of what was read, float64."""
-    total, count = 0.0, 0
+    total = torch.zeros(visit.inputs[0].shape[dim], dtype=torch.float64)
+    count = 0
     for value in visit.inputs:
         rows = value.movedim(dim, -1).flatten(0, -2)
-        total = total + rows.square().sum(0, dtype=torch.float64)
+        total += rows.square().sum(0, dtype=torch.float64)
         count += len(rows)
-    return torch.as_tensor(total) / max(count, 1)
+    return total / max(count, 1)
 
 
 def _chosen(question: Question) -> dict[Group, Tensor]:

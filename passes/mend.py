@@ -87,25 +87,25 @@ def _fitted(
     width = matrix.shape[1]
     moments, added = torch.zeros(width, width), torch.zeros(width, width)
     count = 0
-    before = exact.read(reader.source) if exact is not None else None
+    unchanged = exact.read(reader.source) if exact is not None else None
     for place, value in enumerate(now.read(reader.source)):
         rows = _with_one(reader.rows(value).float(), bias)
         moments += second_moments([rows])[0]
-        if before is not None:
-            was = _with_one(reader.rows(before[place]).float(), bias)
+        if unchanged is not None:
+            was = _with_one(reader.rows(unchanged[place]).float(), bias)
             added.addmm_((was - rows).T, rows)
         count += len(rows)
     cross = matrix @ (moments + drift * added)
     energy = float(((matrix.double() @ moments.double()) * matrix.double()).sum())
     inner = moments[at][:, at]
     fitted = solved(matrix[:, at], inner, cross[:, at], ridge)
-    wrong = [error(one, inner, cross[:, at], energy) for one in (matrix[:, at], fitted)]
+    before, after = (error(one, inner, cross[:, at], energy) for one in (matrix[:, at], fitted))
     whole = torch.zeros_like(matrix).index_copy_(1, at, fitted)
     stored = program.tensors[reader.weight]
     tensors = {reader.weight: reader.stored(whole[:, :-1] if bias is not None else whole, stored)}
     if reader.bias is not None:
         tensors[reader.bias] = whole[:, -1].to(program.tensors[reader.bias].dtype).contiguous()
-    return Fit(reader, tensors, *wrong, count, len(at))
+    return Fit(reader, tensors, before, after, count, len(at))
 
 
 def _with_one(rows: Tensor, bias: Tensor | None) -> Tensor:

@@ -77,12 +77,7 @@ class Ways:
         if mixture.heads:
             yield PruneHeads(ratio=mixture.heads, repair=repair)
         if mixture.channels:
-            yield PruneChannels(
-                ratio=mixture.channels,
-                round_to=self.round_to,
-                importance="reconstruction",
-                repair=repair,
-            )
+            yield PruneChannels(ratio=mixture.channels, round_to=self.round_to, repair=repair)
 
     def reaching(self, share: float) -> list[Mixture]:
         """Mixtures that leave at most a share; the one that leaves least where none does.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -40,42 +40,70 @@ class Prune(LongPass):
 
     kind: ClassVar[Kind] = "channels"
 
-    ratio: float = Field(gt=0, lt=1)
-    """Which share is removed, such as 0.2."""
-
-    scope: Literal["layer", "global"] = "layer"
-    """Whether each group loses that share, or all of them together, those most that count least.
-    Only with `layer` may the result keep the class and the loaders of the model."""
-
-    importance: Importance = "wanda"
-    """By what is chosen what stays: `magnitude` of the weights, `activation` (mean squares of what
-    is read), `wanda` (weights times inputs), `reconstruction` (what is lost once the others make up
-    for it), `taylor` (gradients times inputs), `batch_norm` (its scales) or `random`."""
-
-    round_to: int = Field(default=1, ge=1)
-    """How many stay is a multiple of this, which kernels may like; at least as many stay."""
-
-    targets: Patterns = ("*",)
-    """Groups to prune, by a tensor or a module that they occur in: a name, a glob, or after `re:`
-    a regular expression."""
-
-    ignore: Patterns = ()
-    """Groups that stay as they are, though `targets` names them."""
-
-    repair: bool = False
-    """Whether the layers that read what was pruned are fitted by least squares, so that what stays
-    makes up for what goes. Needs samples."""
-
-    ridge: float = Field(default=RIDGE, gt=0, le=1)
-    """How strongly repaired weights are held to what they were: what is added to the diagonal of
-    their inputs' second moments, as a share of its mean."""
-
-    drift: float = Field(default=0.0, ge=0, le=1)
-    """How far repair makes up for the losses of earlier layers, too: 1 aims at what a layer gave in
-    the unchanged model, which little text overfits."""
-
-    seed: int = Field(default=0, ge=0)
-    """Of random importance."""
+    # Descriptions are not docstrings here, since passes that inherit options keep only these.
+    ratio: Annotated[float, Field(gt=0, lt=1, description="Which share is removed, such as 0.2.")]
+    scope: Annotated[
+        Literal["layer", "global"],
+        Field(
+            description="Whether each group loses that share, or all of them together, those "
+            "indices that count least. Only with layer may the result keep the class and the "
+            "loaders of the model."
+        ),
+    ] = "layer"
+    importance: Annotated[
+        Importance,
+        Field(
+            description="By what is chosen what stays: magnitude of the weights, activation (mean "
+            "squares of what is read), wanda (weights times inputs), reconstruction (what is lost "
+            "once the others make up for it), taylor (gradients times inputs), batch_norm (its "
+            "scales) or random."
+        ),
+    ] = "wanda"
+    round_to: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="How many stay is a multiple of this, which kernels may like; at least as "
+            "many stay.",
+        ),
+    ] = 1
+    targets: Annotated[
+        Patterns,
+        Field(
+            description="Groups to prune, by a tensor or a module that they occur in: a name, a "
+            'glob, or after "re:" a regular expression.'
+        ),
+    ] = ("*",)
+    ignore: Annotated[
+        Patterns,
+        Field(description="Groups that stay as they are, though targets names them."),
+    ] = ()
+    repair: Annotated[
+        bool,
+        Field(
+            description="Whether the layers that read what was pruned are fitted by least squares, "
+            "so that what stays makes up for what goes. Needs samples."
+        ),
+    ] = False
+    ridge: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="How strongly repaired weights are held to what they were: what is added "
+            "to the diagonal of their inputs' second moments, as a share of its mean.",
+        ),
+    ] = RIDGE
+    drift: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="How far repair makes up for the losses of earlier layers, too: 1 aims at "
+            "what a layer gave in the unchanged model, which little text overfits.",
+        ),
+    ] = 0.0
+    seed: Annotated[int, Field(ge=0, description="Of random importance.")] = 0
 
     def __call__(self, program: Program, work: Work = UNSEEN) -> Program:
         """Choose, remove and repair.
@@ -306,9 +334,13 @@ class PruneExperts(Prune):
 
     kind: ClassVar[Kind] = "experts"
 
-    importance: Literal["magnitude", "activation", "random"] = "activation"
-    """By what is chosen what stays: `magnitude` of the weights, `activation` (how often the router
-    chooses them) or `random`."""
+    importance: Annotated[
+        Literal["magnitude", "activation", "random"],
+        Field(
+            description="By what is chosen what stays: magnitude of the weights, activation (how "
+            "often the router chooses them) or random."
+        ),
+    ] = "activation"
 
 
 @dataclass(frozen=True, config=OPTIONS)

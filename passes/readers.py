@@ -6,7 +6,7 @@ A linear layer's rows are its inputs. A convolution's are the patches that its f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -41,13 +41,7 @@ class Reader:
     @property
     def source(self) -> fx.Node:
         """What it reads."""
-        source: Any = self.node.args[0]
-        return source
-
-    @property
-    def module(self) -> str:
-        """The weight's name without its last part."""
-        return self.weight.removesuffix(".weight")
+        return cast(fx.Node, self.node.args[0])
 
     def matrix(self, tensors: Any) -> Tensor:
         """The weight as a matrix [N, K]: a row for each output, a column for each input."""
@@ -114,7 +108,10 @@ def readers_of(program: Program) -> list[Reader]:
 
 def _numbers(node: fx.Node) -> tuple[Any, Any, Any]:
     """Stride, padding and dilation of a convolution."""
-    stride, padding, dilation = (*node.args[3:6], *(1, 0, 1)[max(0, len(node.args) - 3) :])
+    given = node.args[3:6]
+    stride, padding, dilation = (
+        given[place] if len(given) > place else default for place, default in enumerate((1, 0, 1))
+    )
     return stride, padding, dilation
 
 

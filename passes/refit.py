@@ -10,6 +10,7 @@ unchanged one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -165,10 +166,9 @@ def solved(matrix: Tensor, moments: Tensor, cross: Tensor, ridge: float) -> Tens
 def error(matrix: Tensor, moments: Tensor, cross: Tensor, energy: float) -> float:
     """The root of Σ (y - W x̂)² / Σ y²."""
     wide = matrix.double()
-    wrong = (
-        energy - 2 * float((wide * cross).sum()) + float(((wide @ moments.double()) * wide).sum())
-    )
-    return (max(wrong, 0.0) / max(energy, torch.finfo(torch.float64).tiny)) ** 0.5
+    given = float(((wide @ moments.double()) * wide).sum())
+    wrong = energy - 2 * float((wide * cross).sum()) + given
+    return math.sqrt(max(wrong, 0.0) / max(energy, torch.finfo(torch.float64).tiny))
 
 
 def kept_fit(reader: Reader, work: Work) -> Fit | None:

@@ -47,8 +47,8 @@ class Shrink(LongPass):
     A few mixtures that meet the goal by their shapes are tried with a part of the samples, and
     judged on another part; the best is then made with all samples. The result is always the best
     that was found, and says whether the goal is met. Layers go in the order in which `prune_depth`
-    would take them, channels by what is lost once the rest makes up for them. Needs samples like
-    what the model is to be used for.
+    would take them, channels by weights times inputs. Needs samples like what the model is to be
+    used for.
     """
 
     contract: ClassVar[Contract] = Contract(numerics="lossy", isolation="kept")

@@ -125,6 +125,7 @@ ZOO = [
     "isolate",
     "mamba-w8a8",
     "prune-depth",
+    "prune-width",
     "ternary",
     "w4a16",
     "w4a16-awq",
