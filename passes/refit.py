@@ -83,9 +83,12 @@ def places(
     for axis in axes_cut:
         values = readings(program, axes, axis)
         normed = any(value.target in NORMS for value in values)
-        for value in values:
-            readers = tuple(reader.name for reader in _readers(axes, axis, value))
-            found.append(Reading(value, readers))
+        readers = {value: tuple(_readers(axes, axis, value)) for value in values}
+        found += [
+            Reading(value, tuple(one.name for one in several))
+            for value, several in readers.items()
+            if several
+        ]
         for node in program.nodes(aten.add.Tensor):
             if node.name in skips and lies_along(axes, axis, node):
                 writers = sorted(

@@ -160,7 +160,7 @@ def test_slicing_is_rotating_and_zeroing(family: str, bases: str) -> None:
     after, (step,) = apply(program, [one], names=name_of)
     assert step.isolation == "isolated"
     sliced = one._sliced(program)
-    rows, _ = one._bases(sliced, program.calibration, Work())
+    rows, _ = one._bases(sliced, Work())
     turned = rotate(sliced.axes, sliced.program, dict(zip(sliced.along, rows, strict=True)))
     expected = zeroed(sliced.axes, turned, dict.fromkeys(sliced.along, torch.arange(48)))
     for got, sample in zip(after.samples, expected.samples, strict=True):
