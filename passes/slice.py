@@ -83,12 +83,13 @@ class Slice(LongPass):
     a matrix before and behind it; or it becomes two, each sliced."""
 
     repair: bool = True
-    """Whether weights that write and read the stream are moved, by least squares, towards what the
-    unchanged model gives for the samples."""
+    """Whether weights that write to the stream are moved, by least squares, towards what the
+    unchanged model has there for the samples; `read_correction` is for those that read it."""
 
-    read_correction: float = Field(default=0.5, ge=0, le=1)
+    read_correction: float = Field(default=0.0, ge=0, le=1)
     """How far what reads the stream is moved in a repair, so that it sees of the kept directions
-    what it saw of all: 1 is the least squares on the samples, 0 leaves it."""
+    what it saw of all: 1 is the least squares on the samples, which a small model was found to
+    overfit; 0 leaves it."""
 
     dampening: float = Field(default=1e-3, gt=0, le=1)
     """What holds repaired weights to what they were, as a share of the mean second moment."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import planish
 from planish.ir.axes.cut import zeroed
 from planish.ir.axes.rotate import rotate
 from planish.ir.capture.export import from_module
@@ -260,3 +261,17 @@ def test_widths_are_multiples_and_add_up() -> None:
     flat, steep = torch.ones(64), torch.tensor(0.5) ** torch.arange(64)
     assert by_energy([flat, steep], 0.25, 8) == [64, 32]
     assert sum(by_energy([flat, steep, flat], 0.25, 8)) == sum(evenly([64] * 3, 0.25, 8))
+
+
+def test_a_sliced_model_runs_in_onnx_runtime(tmp_path: Path) -> None:
+    """Of a tied model, with a basis for each block: matrices beside the table and on the skips."""
+    program = captured("qwen2", 1)[1]
+    chance = torch.Generator().manual_seed(0)
+    samples = [{"input_ids": torch.randint(3, 101, (8, 16), generator=chance)}]
+    one = Slice(ratio=0.25, bases="per_block")
+    result = planish.optimize(program, [one], samples=samples, output=tmp_path / "out")
+    assert result.steps[0].isolation == "isolated"
+    sample = {name: value[:2] for name, value in result.program.samples[0].items()}
+    expected = result.program.run(**sample)["logits"]
+    found = planish.load(tmp_path / "out").run(input_ids=sample["input_ids"])["logits"]
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-4)
