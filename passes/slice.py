@@ -19,7 +19,7 @@ from torch import Tensor
 
 from planish.ir.axes.axes import Axes, Axis, Member, find
 from planish.ir.axes.cut import cut
-from planish.ir.axes.fold import NORMS
+from planish.ir.axes.fold import NORMS, fold_norms
 from planish.ir.axes.rotate import rotate
 from planish.ir.axes.terms import resolved
 from planish.ir.program import Change, Program
@@ -123,7 +123,9 @@ class Slice(LongPass):
         opened, axes = prepared(program if between is None else between, untie=between is None)
         streams = {axis: found for axis in rotatable(axes) if (found := sums(opened, axes, axis))}
         if not streams:
-            raise NotApplicable(f"slice: {why_not(program, find(program), 'no residual stream')}")
+            folded = find(fold_norms(program))  # what remains in the way then
+            said = why_not(program, folded, "no residual stream", mendable="layer norm")
+            raise NotApplicable(f"slice: {said}")
         skips = {node.name: place for found in streams.values() for node, place in found}
         whole = _whole(axes, streams)
         ours = {member.tensor for member in whole}

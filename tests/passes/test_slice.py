@@ -190,11 +190,11 @@ def test_repair_comes_closer_on_what_it_learned_from(family: str) -> None:
 @pytest.mark.parametrize(
     ("family", "site"),
     [
-        ("gemma2", r"scaled by a parameter at planish\.rms_norm .*input_layernorm"),
-        ("gemma3", r"scaled by a parameter at planish\.rms_norm .*input_layernorm"),
-        ("bert", r"layer norm at aten\.layer_norm.*bert\.embeddings\.LayerNorm"),
-        ("swin", r"layer norm at aten\.layer_norm"),
-        ("resnet", ""),
+        ("gemma2", r"scaled by a parameter at planish\.rms_norm .*post_attention_layernorm"),
+        ("gemma3", r"scaled by a parameter at planish\.rms_norm .*post_attention_layernorm"),
+        ("bert", r"scaled by a parameter at aten\.layer_norm.*bert\.embeddings\.LayerNorm"),
+        ("swin", r"scaled by a parameter at aten\.layer_norm.*swin\.embeddings\.norm"),
+        ("resnet", r"scaled by a parameter at aten\._native_batch_norm"),
     ],
 )
 def test_what_does_not_rotate_is_refused_with_the_site(family: str, site: str) -> None:
