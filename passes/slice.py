@@ -135,9 +135,9 @@ class Slice(LongPass):
         if self.bases == "per_block":
             opened = parted(opened, [pair for found in streams.values() for pair in found])
         axes = find(opened)
-        found = _whole(axes, rotatable(axes))
-        wanted = (one for one in found if one in whole or _is(one.tensor, SKIP))
-        along = tuple(dict.fromkeys(found[one] for one in wanted))
+        now = _whole(axes, rotatable(axes))
+        wanted = (one for one in now if one in whole or _is(one.tensor, SKIP))
+        along = tuple(dict.fromkeys(now[one] for one in wanted))
         return Sliced(opened, axes, along, skips)
 
     def _evenly(self, sizes: Sequence[int]) -> list[int]:

@@ -170,9 +170,12 @@ def test_slicing_is_rotating_and_zeroing(family: str, bases: str) -> None:
         assert relative_error(turned.run(**sample)["logits"], wanted) > 1e-2
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    ["llama", *(pytest.param(one, marks=pytest.mark.slow) for one in ("falcon", "gpt2", "vit"))],
+)
 def test_repair_comes_closer_on_what_it_learned_from(family: str) -> None:
-    program = learning(captured(family)[1], 12)
+    program = learning(captured(family)[1], 24)
 
     def wrong(one: Slice) -> float:
         after = one(program)
@@ -216,6 +219,14 @@ def test_fewer_tokens_than_directions_are_refused(program: Program) -> None:
     )
 
 
+def test_places_with_few_tokens_are_left_as_cut(program: Program) -> None:
+    """Of 15 tokens 12 directions can be told, and no least squares of 8 inputs."""
+    few = dataclasses.replace(program, calibration=program.calibration[:1])
+    after, plain = (Slice(ratio=0.3, round_to=4, repair=one)(few) for one in (True, False))
+    assert any(one.what.startswith("not repaired: ") for one in after.changes)
+    assert all(torch.equal(after.tensors[key], plain.tensors[key]) for key in plain.tensors)
+
+
 def test_a_ratio_that_removes_nothing_is_refused(program: Program) -> None:
     with pytest.raises(NotApplicable, match=r"ratio 0\.1 of a stream of 12 leaves all of it"):
         Slice(ratio=0.1, round_to=4)(program)
@@ -231,10 +242,10 @@ class Interrupted(Exception):
 def test_an_interrupted_run_goes_on_to_the_same_result(
     program: Program, tmp_path: Path, bases: str
 ) -> None:
-    one = Slice(ratio=0.3, round_to=4, bases=bases)  # type: ignore[arg-type]
+    one = Slice(ratio=0.3, round_to=4, bases=bases, read_correction=0.5)  # type: ignore[arg-type]
 
     def stop(done: int, total: int) -> None:
-        if (done, total) == (2, 4) or (done, total) == (2, 3):
+        if (done, total) == (2, 3):
             raise Interrupted
 
     journal = Journal(tmp_path / "work", "this")
