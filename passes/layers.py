@@ -97,10 +97,11 @@ class Layer:
         """What the readers read as it is stored: transposed back, where they read it turned."""
         if self.node.op == "get_attr":
             return read
+        arguments: Any = self.node.args[1:]
         if self.node.target is aten.permute.default:
-            order: Any = self.node.args[1]
-            return read.permute(torch.tensor(order).argsort().tolist()).contiguous()
-        return self.node.target(read, *self.node.args[1:]).contiguous()  # type: ignore[operator]
+            arguments = (torch.tensor(arguments[0]).argsort().tolist(),)
+        turned: Tensor = self.node.target(read, *arguments)  # type: ignore[operator]
+        return turned.contiguous()
 
     def insert(self, edit: Edit, tensor: QuantizedTensor) -> fx.Node:
         """Store this weight's `matrix` in packed form; a node that the readers may read instead."""

@@ -32,19 +32,20 @@ def rotatable(axes: Axes) -> list[Axis]:
     return [axis for axis in axes.all if isinstance(axis.size, int) and axis.allows("rotate")]
 
 
-def why_not(program: Program, axes: Axes, what: str = "no axis") -> str:
+def why_not(program: Program, axes: Axes, what: str = "no axis", mendable: str = "") -> str:
     """Why nothing rotates: the axis that occurs most often, and the first site that forbids it.
 
     Args:
         program: for its name.
         axes: of it.
         what: does not rotate.
+        mendable: a kind of site that is named only where there is no other.
     """
     wide = [axis for axis in axes.all if isinstance(axis.size, int)]
     if not wide:
         return f"{program.source.name} stores nothing that has an axis."
     axis = max(wide, key=lambda one: len(one.members))
-    limits = axis.limits("rotate")
+    limits = sorted(axis.limits("rotate"), key=lambda site: site.kind == mendable)
     because = f"cannot: {limits[0]}" if limits else "takes no sum of itself and what reads it"
     return (
         f"{what} of {program.source.name} rotates. The one that occurs most often, of size "

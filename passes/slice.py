@@ -9,7 +9,7 @@ follows from the graph (`planish.ir.axes`); the least squares afterwards are in
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -17,11 +17,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from planish.ir.axes.axes import Axes, Axis, find
+from planish.ir.axes.axes import Axes, Axis, Member, find
 from planish.ir.axes.cut import cut
-from planish.ir.axes.fold import NORMS
+from planish.ir.axes.fold import NORMS, fold_norms
 from planish.ir.axes.rotate import rotate
-from planish.ir.program import Change, Program, Sample
+from planish.ir.axes.terms import resolved
+from planish.ir.program import Change, Program
 from planish.passes.bases import by_energy, components, evenly, moments, readings
 from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.inputs import samples_of, spread
@@ -82,12 +83,13 @@ class Slice(LongPass):
     a matrix before and behind it; or it becomes two, each sliced."""
 
     repair: bool = True
-    """Whether weights that write and read the stream are moved, by least squares, towards what the
-    unchanged model gives for the samples."""
+    """Whether weights that write to the stream are moved, by least squares, towards what the
+    unchanged model has there for the samples; `read_correction` is for those that read it."""
 
-    read_correction: float = Field(default=0.5, ge=0, le=1)
+    read_correction: float = Field(default=0.0, ge=0, le=1)
     """How far what reads the stream is moved in a repair, so that it sees of the kept directions
-    what it saw of all: 1 is the least squares on the samples, 0 leaves it."""
+    what it saw of all: 1 is the least squares on the samples, which a small model was found to
+    overfit; 0 leaves it."""
 
     dampening: float = Field(default=1e-3, gt=0, le=1)
     """What holds repaired weights to what they were, as a share of the mean second moment."""
@@ -100,33 +102,20 @@ class Slice(LongPass):
                 if there are fewer calibration tokens than directions, or a ratio removes none.
         """
         sliced = self._sliced(program)
-        sizes = [int(str(axis.size)) for axis in sliced.along]
-        widths = self._evenly(sizes)
-        if any(tensor.is_meta for tensor in program.tensors.values()):
-            turned = sliced.program  # only sizes are asked for
-            shares = [0.0] * len(widths)
-        else:
-            samples = spread(samples_of(program, "slice"), TOKENS)
-            rows, carried = self._bases(sliced, samples, work)
-            if self.schedule == "energy":
-                widths = by_energy(carried, self.ratio, self.round_to)
-            shares = [
-                float(one[:width].sum() / one.sum())
-                for one, width in zip(carried, widths, strict=True)
-            ]
-            matrices = dict(zip(sliced.along, rows, strict=True))
-            turned = rotate(sliced.axes, sliced.program, matrices)
+        widths = self._evenly([int(str(axis.size)) for axis in sliced.along])
+        if any(tensor.is_meta for tensor in program.tensors.values()):  # only sizes are asked for
+            return _told(_narrowed(sliced.program, sliced.along, widths), sliced.along, widths)
+        rows, carried = self._bases(sliced, work)
+        if self.schedule == "energy":
+            widths = by_energy(carried, self.ratio, self.round_to)
+        turned = rotate(sliced.axes, sliced.program, dict(zip(sliced.along, rows, strict=True)))
         small = _narrowed(turned, sliced.along, widths)
-        if self.repair and turned is not sliced.program:
+        if self.repair:
             samples = spread(samples_of(turned, "slice"), TOKENS)
             where = places(sliced.program, sliced.axes, sliced.along, sliced.skips)
-            options = (self.dampening, self.read_correction)
-            small = refitted(turned, small, where, samples, *options, work)
-        changes = [
-            _change(small, axis, width, share)
-            for axis, width, share in zip(sliced.along, widths, shares, strict=True)
-        ]
-        return dataclasses.replace(small, changes=(*small.changes, *changes))
+            how = (self.dampening, self.read_correction)
+            small = refitted(turned, small, where, samples, *how, work)
+        return _told(small, sliced.along, widths, carried)
 
     def _sliced(self, program: Program) -> Sliced:
         """Find the streams, and put matrices where they meet what stays as wide as it is."""
@@ -134,22 +123,21 @@ class Slice(LongPass):
         opened, axes = prepared(program if between is None else between, untie=between is None)
         streams = {axis: found for axis in rotatable(axes) if (found := sums(opened, axes, axis))}
         if not streams:
-            raise NotApplicable(f"slice: {why_not(program, find(program), 'no residual stream')}")
+            folded = find(fold_norms(program))  # what remains in the way then
+            said = why_not(program, folded, "no residual stream", mendable="layer norm")
+            raise NotApplicable(f"slice: {said}")
         skips = {node.name: place for found in streams.values() for node, place in found}
-        members = [member for axis in streams for member in axis.members]
-        ours = {member.tensor for member in members}
+        whole = _whole(axes, streams)
+        ours = {member.tensor for member in whole}
         unused = [name for name in opened.tensors if _is(name, BASIS) and name not in ours]
         if unused:
             opened = plain(opened, unused)
         if self.bases == "per_block":
             opened = parted(opened, [pair for found in streams.values() for pair in found])
         axes = find(opened)
-        wanted = {(member.tensor, member.dim) for member in members}
-        along = tuple(
-            axis
-            for axis in rotatable(axes)
-            if any(_is(one.tensor, SKIP) or (one.tensor, one.dim) in wanted for one in axis.members)
-        )
+        now = _whole(axes, rotatable(axes))
+        wanted = (one for one in now if one in whole or _is(one.tensor, SKIP))
+        along = tuple(dict.fromkeys(now[one] for one in wanted))
         return Sliced(opened, axes, along, skips)
 
     def _evenly(self, sizes: Sequence[int]) -> list[int]:
@@ -162,12 +150,11 @@ class Slice(LongPass):
                 )
         return widths
 
-    def _bases(
-        self, sliced: Sliced, samples: Sequence[Sample], work: Work
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def _bases(self, sliced: Sliced, work: Work) -> tuple[list[Tensor], list[Tensor]]:
         """For each axis its components as rows, and what each of them carries."""
         kept = work.journal.load("bases") if work.journal else None
         if kept is None:
+            samples = spread(samples_of(sliced.program, "slice"), TOKENS)
             values = {axis: readings(sliced.program, sliced.axes, axis) for axis in sliced.along}
             found, tokens = moments(sliced.program, samples, values, work.tell)
             widest = max(int(str(axis.size)) for axis in sliced.along)
@@ -195,28 +182,50 @@ def _narrowed(program: Program, along: Sequence[Axis], widths: Sequence[int]) ->
     Norms without weights get one that makes up for the directions that they no longer see.
     """
     axes = find(program)
-    same = {(one.tensor, one.dim): axis for axis in axes.all for one in axis.members}
-    chosen = [same[axis.members[0].tensor, axis.members[0].dim] for axis in along]
+    chosen = _same(axes, along)
     with program.edit() as edit:
+        device = next(iter(edit.tensors.values())).device
         for node in edit.nodes(*NORMS):
             if node.args[1] is None and any(lies_along(axes, axis, node) for axis in chosen):
-                value = node.meta["val"]
-                device = next(iter(edit.tensors.values())).device
+                value: Tensor = node.meta["val"]
                 ones = torch.ones(int(value.shape[-1]), dtype=value.dtype, device=device)
                 node.update_arg(1, edit.read(f"{node.name}.weight", ones, before=node))
-    weighted = edit.program
-    axes = find(weighted)
-    same = {(one.tensor, one.dim): axis for axis in axes.all for one in axis.members}
-    kept = {
-        same[axis.members[0].tensor, axis.members[0].dim]: torch.arange(width)
-        for axis, width in zip(along, widths, strict=True)
+    axes = find(edit.program)
+    kept = zip(_same(axes, along), map(torch.arange, widths), strict=True)
+    return cut(axes, edit.program, dict(kept))
+
+
+def _same(axes: Axes, along: Sequence[Axis]) -> list[Axis]:
+    """The axes of a program that are whole dimensions where axes of another version of it were."""
+    found = _whole(axes, axes.all)
+    return [next(found[one] for one in axis.members if one in found) for axis in along]
+
+
+def _whole(axes: Axes, several: Iterable[Axis]) -> dict[Member, Axis]:
+    """Of some axes the members that are whole dimensions, not part of one."""
+    return {
+        member: axis
+        for axis in several
+        for member in axis.members
+        if resolved(axes.terms[member.tensor][member.dim]) is axis.leaf
     }
-    return cut(axes, weighted, kept)
 
 
-def _change(program: Program, axis: Axis, width: int, share: float) -> Change:
-    first = axis.members[0]
-    reader = next(node for node in program.graph.nodes if node.target == first.tensor)
-    more = f" and {len(axis.members) - 1} more" if len(axis.members) > 1 else ""
-    told = f", {share:.4f} of what is read" if share else ""
-    return Change(reader.name, f"{width} of {axis.size}: {first.tensor}[{first.dim}]{more}{told}")
+def _told(
+    program: Program,
+    along: Sequence[Axis],
+    widths: Sequence[int],
+    carried: Sequence[Tensor] = (),
+) -> Program:
+    """The program with a record of each axis: how wide it is, and what is still read of it."""
+    changes = []
+    for number, (axis, width) in enumerate(zip(along, widths, strict=True)):
+        first = axis.members[0]
+        reader = next(node for node in program.graph.nodes if node.target == first.tensor)
+        more = f" and {len(axis.members) - 1} more" if len(axis.members) > 1 else ""
+        said = f"{width} of {axis.size}: {first.tensor}[{first.dim}]{more}"
+        if carried:
+            share = float(carried[number][:width].sum() / carried[number].sum())
+            said += f", {share:.4f} of what is read"
+        changes.append(Change(reader.name, said))
+    return dataclasses.replace(program, changes=(*program.changes, *changes))

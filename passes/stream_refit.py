@@ -19,12 +19,15 @@ from torch import Tensor, fx
 
 from planish.ir.axes.axes import Axes, Axis
 from planish.ir.axes.fold import NORMS, PASSES
-from planish.ir.program import Program, Sample
+from planish.ir.program import Change, Program, Sample
 from planish.passes.bases import gram, is_passage, readings
 from planish.passes.layers import Layer, layers_of
 from planish.passes.sequential import Run
 from planish.passes.streams import aten, lies_along
 from planish.passes.work import Work
+
+ROWS = 2
+"""How many rows there have to be for each input of the layers at a place: fewer are overfitted."""
 
 _PRODUCTS = (aten.linear.default, aten.matmul.default, aten.bmm.default)
 
@@ -83,9 +86,12 @@ def places(
     for axis in axes_cut:
         values = readings(program, axes, axis)
         normed = any(value.target in NORMS for value in values)
-        for value in values:
-            readers = tuple(reader.name for reader in _readers(axes, axis, value))
-            found.append(Reading(value, readers))
+        readers = {value: tuple(_readers(axes, axis, value)) for value in values}
+        found += [
+            Reading(value, tuple(one.name for one in several))
+            for value, several in readers.items()
+            if several
+        ]
         for node in program.nodes(aten.add.Tensor):
             if node.name in skips and lies_along(axes, axis, node):
                 writers = sorted(
@@ -157,7 +163,12 @@ def refitted(
         if known is None and work.journal is not None:
             work.journal.keep(piece, {"step": step})
         work.tell(done, len(where))
-    return dataclasses.replace(small, tensors={**small.tensors, **fit.found})
+    changes = [
+        Change(name, "not repaired: there are too few calibration tokens for its layers' inputs")
+        for name in fit.left
+    ]
+    tensors = {**small.tensors, **fit.found}
+    return dataclasses.replace(small, tensors=tensors, changes=(*small.changes, *changes))
 
 
 class _Fit:
@@ -172,6 +183,7 @@ class _Fit:
         reads: float,
     ) -> None:
         self.found: dict[str, Tensor] = {}
+        self.left: list[str] = []
         self._full, self._small = full, small
         self._exact, self._now = Run(full, samples), Run(small, samples)
         self._nodes = {node.name: node for node in small.graph.nodes}
@@ -223,6 +235,9 @@ class _Fit:
         rows = [torch.cat(parts, -1) for parts in zip(*given, strict=True)]
         sums, exact = self._now.read(value), self._exact.read(place.value)
         widths = [one[0].shape[-1] for one in given]
+        if step is None and sum(map(len, rows)) < ROWS * sum(widths):
+            self.left.append(place.value.name)
+            step = torch.zeros(sum(widths), sums[0].shape[-1], dtype=torch.float64)
         if step is None:
             width = sums[0].shape[-1]
             missing = [
@@ -247,8 +262,9 @@ class _Fit:
         """The bias that is the layer's alone."""
         arguments: Any = layer.first_reader.args
         bias = arguments[2] if len(arguments) > 2 else None
-        alone = bias is not None and bias.op == "get_attr" and len(bias.users) == 1
-        return str(bias.target) if alone else None
+        if bias is None or bias.op != "get_attr" or len(bias.users) > 1:
+            return None
+        return str(bias.target)
 
     def _set(self, layer: Layer, matrix: Tensor) -> None:
         """A new matrix [N, K], to be read from now on, and stored as the layer's was."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import planish
 from planish.ir.axes.cut import zeroed
 from planish.ir.axes.rotate import rotate
 from planish.ir.capture.export import from_module
@@ -160,7 +161,7 @@ def test_slicing_is_rotating_and_zeroing(family: str, bases: str) -> None:
     after, (step,) = apply(program, [one], names=name_of)
     assert step.isolation == "isolated"
     sliced = one._sliced(program)
-    rows, _ = one._bases(sliced, program.calibration, Work())
+    rows, _ = one._bases(sliced, Work())
     turned = rotate(sliced.axes, sliced.program, dict(zip(sliced.along, rows, strict=True)))
     expected = zeroed(sliced.axes, turned, dict.fromkeys(sliced.along, torch.arange(48)))
     for got, sample in zip(after.samples, expected.samples, strict=True):
@@ -169,9 +170,12 @@ def test_slicing_is_rotating_and_zeroing(family: str, bases: str) -> None:
         assert relative_error(turned.run(**sample)["logits"], wanted) > 1e-2
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    ["llama", *(pytest.param(one, marks=pytest.mark.slow) for one in ("falcon", "gpt2", "vit"))],
+)
 def test_repair_comes_closer_on_what_it_learned_from(family: str) -> None:
-    program = learning(captured(family)[1], 12)
+    program = learning(captured(family)[1], 24)
 
     def wrong(one: Slice) -> float:
         after = one(program)
@@ -189,11 +193,11 @@ def test_repair_comes_closer_on_what_it_learned_from(family: str) -> None:
 @pytest.mark.parametrize(
     ("family", "site"),
     [
-        ("gemma2", r"scaled by a parameter at planish\.rms_norm .*input_layernorm"),
-        ("gemma3", r"scaled by a parameter at planish\.rms_norm .*input_layernorm"),
-        ("bert", r"layer norm at aten\.layer_norm.*bert\.embeddings\.LayerNorm"),
-        ("swin", r"layer norm at aten\.layer_norm"),
-        ("resnet", ""),
+        ("gemma2", r"scaled by a parameter at planish\.rms_norm .*post_attention_layernorm"),
+        ("gemma3", r"scaled by a parameter at planish\.rms_norm .*post_attention_layernorm"),
+        ("bert", r"scaled by a parameter at aten\.layer_norm.*bert\.embeddings\.LayerNorm"),
+        ("swin", r"scaled by a parameter at aten\.layer_norm.*swin\.embeddings\.norm"),
+        ("resnet", r"scaled by a parameter at aten\._native_batch_norm"),
     ],
 )
 def test_what_does_not_rotate_is_refused_with_the_site(family: str, site: str) -> None:
@@ -215,6 +219,14 @@ def test_fewer_tokens_than_directions_are_refused(program: Program) -> None:
     )
 
 
+def test_places_with_few_tokens_are_left_as_cut(program: Program) -> None:
+    """Of 15 tokens 12 directions can be told, and no least squares of 8 inputs."""
+    few = dataclasses.replace(program, calibration=program.calibration[:1])
+    after, plain = (Slice(ratio=0.3, round_to=4, repair=one)(few) for one in (True, False))
+    assert any(one.what.startswith("not repaired: ") for one in after.changes)
+    assert all(torch.equal(after.tensors[key], plain.tensors[key]) for key in plain.tensors)
+
+
 def test_a_ratio_that_removes_nothing_is_refused(program: Program) -> None:
     with pytest.raises(NotApplicable, match=r"ratio 0\.1 of a stream of 12 leaves all of it"):
         Slice(ratio=0.1, round_to=4)(program)
@@ -230,10 +242,10 @@ class Interrupted(Exception):
 def test_an_interrupted_run_goes_on_to_the_same_result(
     program: Program, tmp_path: Path, bases: str
 ) -> None:
-    one = Slice(ratio=0.3, round_to=4, bases=bases)  # type: ignore[arg-type]
+    one = Slice(ratio=0.3, round_to=4, bases=bases, read_correction=0.5)  # type: ignore[arg-type]
 
     def stop(done: int, total: int) -> None:
-        if (done, total) == (2, 4) or (done, total) == (2, 3):
+        if (done, total) == (2, 3):
             raise Interrupted
 
     journal = Journal(tmp_path / "work", "this")
@@ -260,3 +272,17 @@ def test_widths_are_multiples_and_add_up() -> None:
     flat, steep = torch.ones(64), torch.tensor(0.5) ** torch.arange(64)
     assert by_energy([flat, steep], 0.25, 8) == [64, 32]
     assert sum(by_energy([flat, steep, flat], 0.25, 8)) == sum(evenly([64] * 3, 0.25, 8))
+
+
+def test_a_sliced_model_runs_in_onnx_runtime(tmp_path: Path) -> None:
+    """Of a tied model, with a basis for each block: matrices beside the table and on the skips."""
+    program = captured("qwen2", 1)[1]
+    chance = torch.Generator().manual_seed(0)
+    samples = [{"input_ids": torch.randint(3, 101, (8, 16), generator=chance)}]
+    one = Slice(ratio=0.25, bases="per_block")
+    result = planish.optimize(program, [one], samples=samples, output=tmp_path / "out")
+    assert result.steps[0].isolation == "isolated"
+    sample = {name: value[:2] for name, value in result.program.samples[0].items()}
+    expected = result.program.run(**sample)["logits"]
+    found = planish.load(tmp_path / "out").run(input_ids=sample["input_ids"])["logits"]
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-4)
