@@ -201,7 +201,7 @@ r.yaml:8:7: passes[0].cast.dtype: given twice, first at line 7
 r.yaml:9:5: passes[1]: the option dtype is missing
 r.yaml:10:5: passes[2]: no pass is named "fuse-conv-bn"; did you mean fuse_conv_bn?
 r.yaml:12:5: passes[3].dtype: is an option of cast; indent it further than cast
-r.yaml:13:30: passes[4].quantize_weights.bits: cannot be 5; choose from 8, 4, 3, 2
+r.yaml:13:30: passes[4].quantize_weights.bits: cannot be 5; choose from 8, 7, 4, 3, 2
 r.yaml:13:45: passes[4].quantize_weights.group_size: cannot be 63; choose from 32, 64, 128, null
 r.yaml:13:49: passes[4].quantize_weights.symetric: no such option; did you mean symmetric?
 r.yaml:13:78: passes[4].quantize_weights.clip_search: cannot be "y"; choose from true, false, inputs
