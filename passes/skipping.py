@@ -182,7 +182,7 @@ class _Run:
                 values[node] = tensors[str(node.target)]
             elif node not in dead:
                 arguments, options = map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = node.target(*arguments, **options)  # type: ignore[operator]
+                values[node] = node.target(*arguments, **options)
             for one in node.all_input_nodes:
                 if self._of._last[one] <= place and one not in passed.values():
                     values.pop(one, None)
