@@ -151,24 +151,25 @@ class Distill(LongPass):
             best_weights = student.weights()
         else:
             restore(optimizer, student.parameters, kept)
-            step, spent, first, best = (float(one) for one in kept["progress"])
+            spent, first, best = (float(one) for one in kept["progress"][1:])
+            step = int(kept["progress"][0])
             best_weights = {name: kept[f"best {name}"] for name in names}
         begun = time.monotonic() - spent
-        while (done := self._done(int(step), begun)) < 1:
-            chosen = self._batch(train, int(step))
+        while (done := self._done(step, begun)) < 1:
+            chosen = self._batch(train, step)
             sample = joined(program, [one for one, _ in chosen])
             expected = spoken(original, joined(original, [other for _, other in chosen]))
             loss = student.backward(sample, expected, self.temperature)
-            _finite(loss, int(step), self._rate)
+            _finite(loss, step, self._rate)
             torch.nn.utils.clip_grad_norm_(student.parameters.values(), 1.0)
             for group in optimizer.param_groups:
                 group["lr"] = self._rate * rate(done)
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-            last = self._done(int(step), begun) >= 1
+            last = self._done(step, begun) >= 1
             if last or step % self.every == 0:
-                found = self._judged(student, original, judge, int(step))
+                found = self._judged(student, original, judge, step)
                 if found < best:
                     best = found
                     best_weights = {name: one.detach() for name, one in student.weights().items()}
@@ -180,8 +181,8 @@ class Distill(LongPass):
                     best_weights,
                     (step, time.monotonic() - begun, first, best),
                 )
-            work.tell(round(1000 * min(self._done(int(step), begun), 1)), 1000)
-        return self._healed(program, best_weights, int(step), first, best, len(judge))
+            work.tell(round(1000 * min(self._done(step, begun), 1)), 1000)
+        return self._healed(program, best_weights, step, first, best, len(judge))
 
     @property
     def _rate(self) -> float:

@@ -48,25 +48,25 @@ class Losses:
             samples: at least one.
             tell: called after each sample of each run.
         """
-        self._program = program
+        self.program = program
         self._samples = samples
         self._tell = tell
         self._causal = program.source.task == "causal-lm" and LOGITS in program.outputs
         returned = dict(zip(program.outputs, program.output_nodes, strict=True))
-        self._outputs = [
+        self.outputs = [
             node
             for name, node in returned.items()
             if (name == LOGITS if self._causal else _is_float(node) and "present" not in name)
         ]
-        needed = _needed(self._outputs)
-        self._nodes = [node for node in program.graph.nodes if node in needed]
-        self._place = {node: place for place, node in enumerate(self._nodes)}
-        self._last = {
-            node: max((self._place[user] for user in node.users if user in needed), default=0)
-            for node in self._nodes
+        needed = _needed(self.outputs)
+        self.nodes = [node for node in program.graph.nodes if node in needed]
+        self.place = {node: place for place, node in enumerate(self.nodes)}
+        self.last = {
+            node: max((self.place[user] for user in node.users if user in needed), default=0)
+            for node in self.nodes
         }
-        for node in self._outputs:
-            self._last[node] = len(self._nodes)
+        for node in self.outputs:
+            self.last[node] = len(self.nodes)
         self._expected: list[list[Tensor]] | None = None
 
     def __call__(
@@ -105,7 +105,7 @@ class Losses:
         for number, sample in enumerate(self._samples):
             run = _Run(self, sample, ())
             values: dict[fx.Node, Tensor] = {}
-            for node in sorted(seen, key=self._place.__getitem__):
+            for node in sorted(seen, key=self.place.__getitem__):
                 values[node] = run.value(node)
                 for place in [one for one, end in ends.items() if end is node]:
                     before = values[blocks[place].before]
@@ -117,7 +117,7 @@ class Losses:
 
     def _start(self, block: Block) -> int:
         """The place of the first node that is computed from what a block reads."""
-        return min(self._place.get(node, len(self._nodes)) for node in block.region)
+        return min(self.place.get(node, len(self.nodes)) for node in block.region)
 
     def _outputs_of(self, sample: Sample) -> list[Tensor]:
         return _Run(self, sample, ()).outputs()
@@ -154,14 +154,14 @@ class _Run:
 
     def value(self, node: fx.Node) -> Tensor:
         """Go on to a node, and give what it is."""
-        self.until(self._of._place[node] + 1)
+        self.until(self._of.place[node] + 1)
         found: Tensor = self._values[node]
         return found
 
     def outputs(self) -> list[Tensor]:
         """Go on to the end."""
-        self.until(len(self._of._nodes))
-        return [self._values[node] for node in self._of._outputs]
+        self.until(len(self._of.nodes))
+        return [self._values[node] for node in self._of.outputs]
 
     @torch.no_grad()
     def until(self, stop: int) -> None:
@@ -169,9 +169,9 @@ class _Run:
         dead = {node for block in self._removed for node in block.nodes}
         passed = {one.after: one.before for one in self._removed if one.term is None}
         zeros = {one.term: one.before for one in self._removed if one.term is not None}
-        values, tensors = self._values, self._of._program.tensors
+        values, tensors = self._values, self._of.program.tensors
         for place in range(self._at, stop):
-            node = self._of._nodes[place]
+            node = self._of.nodes[place]
             if node in passed:
                 values[node] = values[passed[node]]
             elif node in zeros:
@@ -182,9 +182,9 @@ class _Run:
                 values[node] = tensors[str(node.target)]
             elif node not in dead:
                 arguments, options = map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = node.target(*arguments, **options)  # type: ignore[operator]
+                values[node] = node.target(*arguments, **options)
             for one in node.all_input_nodes:
-                if self._of._last[one] <= place and one not in passed.values():
+                if self._of.last[one] <= place and one not in passed.values():
                     values.pop(one, None)
         self._at = max(self._at, stop)
 

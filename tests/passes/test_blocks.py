@@ -55,12 +55,12 @@ def test_without_a_block_the_model_gives_what_transformers_gives_without_the_lay
         name: value for name, value in after.samples[0].items() if not name.startswith("past_")
     }
     forward = layers[1].forward
-    layers[1].forward = lambda hidden, *_args, **_options: hidden  # type: ignore[method-assign]
+    layers[1].forward = lambda hidden, *_args, **_options: hidden
     try:
         with torch.no_grad():
             expected = model(**sample, use_cache=False).logits
     finally:
-        layers[1].forward = forward  # type: ignore[method-assign]
+        layers[1].forward = forward
     torch.testing.assert_close(after.run(**after.samples[0])["logits"], expected)
 
 
