@@ -89,7 +89,8 @@ def _built(settings: Settings) -> nn.Module:
     try:
         config = _parsed(settings)
         with quiet():
-            return model_class(config)(config).eval()
+            model: nn.Module = model_class(config)(config)
+            return model.eval()
     # Configs are checked in as many ways as there are models.
     except Exception as error:
         raise ValueError(str(error)) from error
@@ -308,7 +309,8 @@ def with_epsilon(settings: Settings, program: Program, original: Program) -> dic
 
 
 def _epsilons(program: Program) -> set[Any]:
-    return {node.args[2] for node in program.nodes(ops.rms_norm)}
+    found: list[Any] = [node.args[2] for node in program.nodes(ops.rms_norm)]
+    return set(found)
 
 
 def check_outputs(settings: Settings, program: Program, tensors: Mapping[str, Tensor]) -> None:

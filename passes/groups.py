@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -74,7 +73,7 @@ class Group:
         """The sites that forbid it."""
         return self.axis.limits(self.how)
 
-    @cached_property
+    @property
     def names(self) -> tuple[str, ...]:
         """What patterns may match: the tensors it occurs in, and their modules."""
         tensors = [member.tensor for member in self.axis.members]

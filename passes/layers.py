@@ -265,9 +265,11 @@ class Named(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """Every name it goes by."""
+        ...
 
     def matches(self, patterns: Iterable[str]) -> bool:
         """Whether one of the patterns names it."""
+        ...
 
 
 def unmatched(

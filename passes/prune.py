@@ -121,7 +121,8 @@ class Prune(LongPass):
             Change(_node(program, group), f"{group}: {group.size} -> {len(one)}")
             for group, one in kept.items()
         ]
-        whole, notes = program, []
+        whole = program
+        notes: list[Change] = []
         if self.repair and self.kind != "experts" and not _is_empty(program):
             whole, notes = self._repaired(program, axes, kept, work)
         try:
@@ -185,7 +186,9 @@ class Prune(LongPass):
 
     def _fresh(self, program: Program, groups: Sequence[Group], original: Program | None) -> None:
         """Refuse what a pass before this one has pruned."""
-        for group in groups if original is not None else ():
+        if original is None:
+            return
+        for group in groups:
             for member in group.axis.members:
                 before = original.tensors.get(member.tensor)
                 now = program.tensors[member.tensor]
@@ -276,9 +279,8 @@ def _is_empty(program: Program) -> bool:
 def _node(program: Program, group: Group) -> str:
     """The node that a change of a group is told of: the first that reads one of its tensors."""
     names = {member.tensor for member in group.axis.members}
-    return next(
-        node.name for node in program.graph.nodes if node.op == "get_attr" and node.target in names
-    )
+    reads = (node for node in program.graph.nodes if node.op == "get_attr")
+    return str(next(node.name for node in reads if node.target in names))
 
 
 @dataclass(frozen=True, config=OPTIONS)

@@ -91,9 +91,11 @@ def reader_of(node: fx.Node) -> Reader | None:
     stored = read.args[0] if read.target in _TURNS else read
     if stored.op != "get_attr" or len(read.users) != 1 or len(stored.users) != 1:
         return None
-    bias: Any = node.args[2] if len(node.args) > 2 else None
-    alone = bias is not None and bias.op == "get_attr" and len(bias.users) == 1
-    return Reader(node, str(stored.target), str(bias.target) if alone else None, read)
+    bias: Any = [*node.args, None][2]
+    name = None
+    if bias is not None and bias.op == "get_attr" and len(bias.users) == 1:
+        name = str(bias.target)
+    return Reader(node, str(stored.target), name, read)
 
 
 def readers_of(program: Program) -> list[Reader]:

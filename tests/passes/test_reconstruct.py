@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.node import map_arg
 
 from planish.ir.capture.export import from_module
 from planish.ir.program import Program
@@ -75,7 +76,7 @@ def _values(program: Program) -> dict[str, Tensor]:
         elif node.op == "get_attr":
             found[node.name] = program.tensors[str(node.target)]
         elif node.op == "call_function":
-            arguments = torch.fx.node.map_arg(node.args, lambda one: found[one.name])
+            arguments = map_arg(node.args, lambda one: found[one.name])
             found[node.name] = node.target(*arguments, **node.kwargs)
     return found
 
