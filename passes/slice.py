@@ -101,11 +101,11 @@ class Slice(LongPass):
             NotApplicable: if no stream rotates, naming what keeps the axis that occurs most often;
                 if there are fewer calibration tokens than directions, or a ratio removes none.
         """
-        sliced = self._sliced(program)
+        sliced = self.opened(program)
         widths = self._evenly([int(str(axis.size)) for axis in sliced.along])
         if any(tensor.is_meta for tensor in program.tensors.values()):  # only sizes are asked for
             return _told(_narrowed(sliced.program, sliced.along, widths), sliced.along, widths)
-        rows, carried = self._bases(sliced, work)
+        rows, carried = self.found(sliced, work)
         if self.schedule == "energy":
             widths = by_energy(carried, self.ratio, self.round_to)
         turned = rotate(sliced.axes, sliced.program, dict(zip(sliced.along, rows, strict=True)))
@@ -117,7 +117,7 @@ class Slice(LongPass):
             small = refitted(turned, small, where, samples, *how, work)
         return _told(small, sliced.along, widths, carried)
 
-    def _sliced(self, program: Program) -> Sliced:
+    def opened(self, program: Program) -> Sliced:
         """Find the streams, and put matrices where they meet what stays as wide as it is."""
         between = untied(program) if self.tied == "keep" else None
         opened, axes = prepared(program if between is None else between, untie=between is None)
@@ -150,7 +150,7 @@ class Slice(LongPass):
                 )
         return widths
 
-    def _bases(self, sliced: Sliced, work: Work) -> tuple[list[Tensor], list[Tensor]]:
+    def found(self, sliced: Sliced, work: Work) -> tuple[list[Tensor], list[Tensor]]:
         """For each axis its components as rows, and what each of them carries."""
         kept = work.journal.load("bases") if work.journal else None
         if kept is None:

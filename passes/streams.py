@@ -163,6 +163,6 @@ def plain(program: Program, names: Container[str]) -> Program:
     with program.edit() as edit:
         for node in edit.nodes(aten.linear.default):
             source, matrix, *_ = node.args
-            if isinstance(matrix, fx.Node) and matrix.target in names:
+            if isinstance(matrix, fx.Node) and str(matrix.target) in names:
                 node.replace_all_uses_with(source)  # type: ignore[arg-type]
     return edit.program

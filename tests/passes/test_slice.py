@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,8 +161,8 @@ def test_slicing_is_rotating_and_zeroing(family: str, bases: str) -> None:
     one = Slice(ratio=0.25, bases=bases, repair=False)  # type: ignore[arg-type]
     after, (step,) = apply(program, [one], names=name_of)
     assert step.isolation == "isolated"
-    sliced = one._sliced(program)
-    rows, _ = one._bases(sliced, Work())
+    sliced = one.opened(program)
+    rows, _ = one.found(sliced, Work())
     turned = rotate(sliced.axes, sliced.program, dict(zip(sliced.along, rows, strict=True)))
     expected = zeroed(sliced.axes, turned, dict.fromkeys(sliced.along, torch.arange(48)))
     for got, sample in zip(after.samples, expected.samples, strict=True):
@@ -186,8 +187,8 @@ def test_repair_comes_closer_on_what_it_learned_from(family: str) -> None:
         return sum(errors)
 
     for bases in ("shared", "per_block"):
-        options = {"ratio": 0.25, "bases": bases}
-        assert wrong(Slice(**options)) < 0.95 * wrong(Slice(**options, repair=False))  # type: ignore[arg-type]
+        options: dict[str, Any] = {"ratio": 0.25, "bases": bases}
+        assert wrong(Slice(**options)) < 0.95 * wrong(Slice(**options, repair=False))
 
 
 @pytest.mark.parametrize(
