@@ -67,14 +67,14 @@ def drawn(seed: int) -> tuple[Scaled, int]:
     return spec, draw.choice([1, 7, 16, 33])
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_products(seed: int) -> None:
     spec, rows = drawn(seed)
     assert product_error(spec, rows, seed) < 4e-6, spec
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8, 100))
+@pytest.mark.parametrize("seed", range(6, 100))
 def test_more_random_products(seed: int) -> None:
     spec, rows = drawn(seed)
     assert product_error(spec, rows, seed) < 4e-6, spec
