@@ -52,7 +52,7 @@ def drawn(seed: int) -> tuple[Scaled, int]:
     dtypes: list[Dtype] = ["float32", "bfloat16", "float16"]
     k, slices = draw.randint(1, 700), 1
     if k > 256:
-        slices = draw.choice([1, 2, 3])
+        slices = draw.choice([1, 2] if -(-k // 128) == 4 else [1, 2, 3])  # 4 steps make no 3 parts
     parallel = slices > 1 and draw.random() < 0.5
     epilogue = Epilogue(draw.random() < 0.5, draw.choice([None, "silu"]), draw.random() < 0.5)
     spec = Scaled(
