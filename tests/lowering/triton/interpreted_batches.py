@@ -98,7 +98,7 @@ def test_a_row_has_the_same_bits_in_any_batch(k: int) -> None:
 
 
 @pytest.mark.usefixtures("in_order")
-@pytest.mark.parametrize("k", [512, 480])
+@pytest.mark.parametrize("k", [pytest.param(512, marks=pytest.mark.slow), 480])
 def test_a_row_of_codes_has_the_same_bits_in_any_batch(k: int) -> None:
     same_bits(Scaled(80, k, "float32", "float8_e4m3fn"), FEW)
 
@@ -203,8 +203,15 @@ FP8 = (
 )
 
 
-@pytest.mark.parametrize("bitwise", [False, True])
-@pytest.mark.parametrize("passes", [W4, FP8], ids=["w4", "fp8"])
+@pytest.mark.parametrize(
+    ("passes", "bitwise"),
+    [
+        pytest.param(W4, False, id="w4"),
+        pytest.param(W4, True, id="w4-bitwise", marks=pytest.mark.slow),
+        pytest.param(FP8, False, id="fp8", marks=pytest.mark.slow),
+        pytest.param(FP8, True, id="fp8-bitwise"),
+    ],
+)
 def test_an_artifact_in_the_interpreter_equals_its_reference(
     passes: tuple[Pass, ...], bitwise: bool, tmp_path: Path
 ) -> None:

@@ -52,7 +52,7 @@ def drawn(seed: int) -> tuple[Scaled, int]:
     dtypes: list[Dtype] = ["float32", "bfloat16", "float16"]
     k, slices = draw.randint(1, 700), 1
     if k > 256:
-        slices = draw.choice([1, 2, 3])
+        slices = draw.choice([1, 2] if -(-k // 128) == 4 else [1, 2, 3])  # 4 steps make no 3 parts
     parallel = slices > 1 and draw.random() < 0.5
     epilogue = Epilogue(draw.random() < 0.5, draw.choice([None, "silu"]), draw.random() < 0.5)
     spec = Scaled(
@@ -67,14 +67,14 @@ def drawn(seed: int) -> tuple[Scaled, int]:
     return spec, draw.choice([1, 7, 16, 33])
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_products(seed: int) -> None:
     spec, rows = drawn(seed)
     assert product_error(spec, rows, seed) < 4e-6, spec
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8, 100))
+@pytest.mark.parametrize("seed", range(6, 100))
 def test_more_random_products(seed: int) -> None:
     spec, rows = drawn(seed)
     assert product_error(spec, rows, seed) < 4e-6, spec

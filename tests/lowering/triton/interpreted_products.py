@@ -65,14 +65,14 @@ def drawn(seed: int) -> tuple[WeightOnly, int]:
     return spec, draw.choice([1, 2, 8, 15, 16, 17, 33])
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_products(seed: int) -> None:
     spec, rows = drawn(seed)
     assert error(spec, rows, seed) < LIMIT, spec
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8, 150))
+@pytest.mark.parametrize("seed", range(6, 150))
 def test_more_random_products(seed: int) -> None:
     spec, rows = drawn(seed)
     assert error(spec, rows, seed) < LIMIT, spec

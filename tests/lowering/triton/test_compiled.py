@@ -31,7 +31,7 @@ def check(row: dict[str, Any]) -> None:
     assert (took.product, took.from_registers) == (row["product"], row["from_registers"])
 
 
-@pytest.mark.parametrize("row", ROWS[:: len(ROWS) // 3], ids=name)
+@pytest.mark.parametrize("row", ROWS[:: len(ROWS) // 2], ids=name)
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 def test_kernels_take_what_they_took(row: dict[str, Any]) -> None:
     check(row)
@@ -56,6 +56,7 @@ def test_every_kernel_fits_a_processor() -> None:
     assert [name(row) for row in ROWS if row["spilled"]] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_the_gpu_benchmark_says_that_it_needs_one() -> None:
     script = TABLE_FILE.parents[1] / "gpu.py"
