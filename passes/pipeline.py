@@ -103,7 +103,7 @@ def apply(
     """
     steps = []
     original = program
-    outputs = _evaluate(program)
+    outputs = evaluated(program)
     verdict = analyse_program(program).verdict if isolation else UNANALYSED
     for place, one in enumerate(passes):
         name = names(one)
@@ -113,7 +113,7 @@ def apply(
         after = _run(name, one, program, original, progress, folder)
         seconds = time.perf_counter() - start
         well_formed(after)
-        outputs_after = _evaluate(after)
+        outputs_after = evaluated(after)
         error = _error(name, one, outputs, outputs_after, _states(program))
         if isolation:
             verdict = _isolation(name, one, verdict, after)
@@ -161,7 +161,8 @@ def _isolation(name: str, one: Pass, before: str, after: Program) -> str:
     return found.verdict
 
 
-def _evaluate(program: Program) -> Outputs:
+def evaluated(program: Program) -> Outputs:
+    """What a program gives for each of its samples; what is large lies in files."""
     # A pass may change the dtype of inputs (a KV cache in bfloat16), never their meaning.
     dtypes = {spec.name: spec.dtype for spec in program.inputs}
     found = []

@@ -89,14 +89,13 @@ def compensated(matrix: Tensor, sparsity: Sparsity, curvature: Curvature) -> Ten
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
         errors = torch.empty(len(matrix), stop - start)
-        for k in range(start, stop):
-            if (k - start) % at_once == 0:
-                end = min(k + at_once, stop)
-                kept = sparsity.kept((columns[:, k:end] / scale[k:end]).square(), by_row=False)
-                first = k
-            wrong = columns[:, k].masked_fill(kept[:, k - first], 0)
-            errors[:, k - start] = wrong / scale[k]
-            columns[:, k + 1 : stop].addr_(errors[:, k - start], upper[k, k + 1 : stop], alpha=-1)
-            columns[:, k] -= wrong
+        for first in range(start, stop, at_once):
+            end = min(first + at_once, stop)
+            kept = sparsity.kept((columns[:, first:end] / scale[first:end]).square(), by_row=False)
+            for k in range(first, end):
+                wrong = columns[:, k].masked_fill(kept[:, k - first], 0)
+                errors[:, k - start] = error = wrong / scale[k]
+                columns[:, k + 1 : stop].addr_(error, upper[k, k + 1 : stop], alpha=-1)
+                columns[:, k] -= wrong
         columns[:, stop:].addmm_(errors, upper[start:stop, stop:], alpha=-1)
     return columns

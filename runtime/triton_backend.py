@@ -53,7 +53,7 @@ class TritonBackend(TorchBackend):
         program, bitwise = load.load(folder)
         super().__init__(folder, "cpu", threads, program=program)
         self._device = torch.device(_provider(provider))
-        self.provider = "cuda" if self._device.type == "cuda" else "cpu"
+        self.provider: Literal["cpu", "cuda"] = "cuda" if self._device.type == "cuda" else "cpu"
         device, version = _named(self._device)
         kept = tuning.default_path()
         table = tuning.read(tuned or kept, device, version)

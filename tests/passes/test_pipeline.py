@@ -116,7 +116,7 @@ def test_a_lossy_pass_is_measured_instead(program: Program) -> None:
 def test_large_outputs_wait_in_files(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     _, (kept,) = apply(program, [LossyScale(factor=1.01)], names=name_of)
     monkeypatch.setattr(pipeline, "LARGE", 0)
-    held = pipeline._evaluate(program)
+    held = pipeline.evaluated(program)
     assert all(is_spilled(tensor) for outputs in held for tensor in outputs.values())
     _, (spilled,) = apply(program, [LossyScale(factor=1.01)], names=name_of)
     assert spilled.error == kept.error
