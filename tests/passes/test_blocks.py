@@ -112,7 +112,7 @@ def test_a_cache_works_without_layers() -> None:
 
 
 class Reused(nn.Module):
-    """The second block reads what was computed in the first."""
+    """The second branch reads what was computed in the first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,8 +129,8 @@ class Reused(nn.Module):
 def test_what_others_read_is_held() -> None:
     program = from_module(Reused().eval(), {"x": torch.randn(2, 3, 8)})
     blocks = find_blocks(program)
-    held = [block for block in blocks if block.held]
-    assert held
+    held = [branch for block in blocks for branch in block.branches if branch.held]
+    assert [branch.name for branch in held] == ["one"]
     assert "which is computed in it, is read by" in str(held[0].held)
     with pytest.raises(Exception, match="cannot be left out"):
         without(program, [held[0]])

@@ -257,7 +257,7 @@ MISTAKES = {
         "candidates[0]: the option group_size is missing"
     ),
     "{target: {bits: 4}, candidates: [{bits: 5, group_size: 64}]}": (
-        "candidates[0].bits: cannot be 5; choose from 8, 4, 3, 2"
+        "candidates[0].bits: cannot be 5; choose from 8, 7, 4, 3, 2"
     ),
     "{target: {bits: 4}, candidates: [{bits: 4, group_size: 64, type: float}]}": (
         "candidates[0].type: floating-point codes have 8 bits"
