@@ -19,7 +19,10 @@ def _text(program: Program) -> str:
     )
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "bert", "vit"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "bert", *(pytest.param(one, marks=pytest.mark.slow) for one in ("phi3", "vit"))],
+)
 def test_both_ways_give_one_program(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = tiny(family)
     retrace = torch.export.ExportedProgram.run_decompositions
