@@ -58,8 +58,8 @@ class Slice(LongPass):
 
     Norms are folded and centred as by `rotate`; samples tell which directions of a stream carry
     most of what norms give of it. What writes and reads the stream is turned to these and cut, so
-    that every layer on it becomes smaller and stays dense. What was lost is made up for by least
-    squares on the samples. Needs samples of text like the text to be served, more tokens than the
+    that every layer on it becomes smaller and stays dense. Least squares on the samples may
+    follow (`repair`). Needs samples of text like the text to be served, more tokens than the
     stream is wide: `samples`, some 30,000 tokens.
     """
 
@@ -82,7 +82,7 @@ class Slice(LongPass):
     """What becomes of a table that embeds and gives logits: it stays one, as wide as it was, with
     a matrix before and behind it; or it becomes two, each sliced."""
 
-    repair: bool = True
+    repair: bool = False
     """Whether weights that write to the stream are moved, by least squares, towards what the
     unchanged model has there for the samples; `read_correction` is for those that read it."""
 

@@ -188,7 +188,7 @@ def test_repair_comes_closer_on_what_it_learned_from(family: str) -> None:
 
     for bases in ("shared", "per_block"):
         options: dict[str, Any] = {"ratio": 0.25, "bases": bases}
-        assert wrong(Slice(**options)) < 0.95 * wrong(Slice(**options, repair=False))
+        assert wrong(Slice(**options, repair=True)) < 0.95 * wrong(Slice(**options))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ class Interrupted(Exception):
 def test_an_interrupted_run_goes_on_to_the_same_result(
     program: Program, tmp_path: Path, bases: str
 ) -> None:
-    one = Slice(ratio=0.3, round_to=4, bases=bases, read_correction=0.5)  # type: ignore[arg-type]
+    one = Slice(ratio=0.3, round_to=4, bases=bases, repair=True, read_correction=0.5)  # type: ignore[arg-type]
 
     def stop(done: int, total: int) -> None:
         if (done, total) == (2, 3):
