@@ -134,6 +134,11 @@ class Program:
         return sum(t.numel() for t in self.tensors.values() if t.is_floating_point())
 
     @property
+    def has_data(self) -> bool:
+        """Whether its tensors have numbers; a plan works on shapes alone (the meta device)."""
+        return not any(tensor.is_meta for tensor in self.tensors.values())
+
+    @property
     def output_nodes(self) -> tuple[fx.Node, ...]:
         """The nodes whose values are returned, in the order of `outputs`."""
         return tuple(next(iter(reversed(self.graph.nodes))).args[0])

@@ -104,7 +104,7 @@ class Binarize(LongPass):
     def _found(self, program: Program, work: Work) -> Mapping[str, tuple[Split, str]]:
         """What becomes of each layer's weight, and what to say of it, by its name."""
         layers = self._chosen(program.graph, program)
-        if any(tensor.is_meta for tensor in program.tensors.values()):
+        if not program.has_data:
             return {layer.name: (self._planned(layer, program), "") for layer in layers}
         found = {}
         if self.calibration == "none":

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, NamedTuple
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from planish.ir.program import Program
 from planish.ir.quant import QuantScheme
 from planish.passes.budget import front
 from planish.passes.contract import OPTIONS
+from planish.passes.one_of import OneOf
 from planish.passes.sensitivity import Option, Sensitivity, decode_bytes
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -21,7 +22,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, config=OPTIONS)
-class Target:
+class Target(OneOf):
     """What is asked of the choice: one of these."""
 
     bits: Positive | None = None
@@ -43,37 +44,6 @@ class Target:
     recovery: Share | None = None
     """A perplexity of at most 1 / recovery times what it was, measured on the samples; for
     language models."""
-
-    @model_validator(mode="after")
-    def _is_one(self) -> Self:
-        if len(self.asked) != 1:
-            names = ", ".join(field.name for field in dataclasses.fields(self))
-            raise ValueError(f"ask for exactly one of {names}.")
-        return self
-
-    @model_serializer
-    def _as_written(self) -> dict[str, float]:
-        return self.asked
-
-    @property
-    def asked(self) -> dict[str, float]:
-        """What was asked for, by name."""
-        every = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in every.items() if value is not None}
-
-    @property
-    def kind(self) -> str:
-        """The name of what was asked for."""
-        return next(iter(self.asked))
-
-    @property
-    def value(self) -> float:
-        """How much of it."""
-        return next(iter(self.asked.values()))
-
-    def __str__(self) -> str:
-        """As recipes write it: `bits: 4.5`."""
-        return f"{self.kind}: {self.value:g}"
 
 
 class Figures(NamedTuple):

@@ -209,6 +209,11 @@ def _best_step(moments: Tensor, codes: Tensor, wrong: Tensor) -> Tensor:
     return step
 
 
+def output_size(matrix: Tensor, moments: Tensor) -> float:
+    """The root of the sum of squares of what a matrix gives for the samples."""
+    return float(((matrix @ moments) * matrix).sum().clamp_min(0).sqrt())
+
+
 def _in_order(
     matrix: Tensor, curvature: Curvature, scale: Tensor, zeros: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -99,7 +99,7 @@ class Distill(LongPass):
         names = trainable(program, fixed, matrices=self.mode == "lora")
         if not names:
             raise NotApplicable(f"{CALLED}: {program.source.name} has no weights to train.")
-        if any(tensor.is_meta for tensor in program.tensors.values()):
+        if not program.has_data:
             return _told(program, f"{len(names)} weights to be trained")
         train, judge = self._requests(program, work)
         return self._trained(program, names, train, judge, work)

@@ -141,23 +141,37 @@ def _surprise(outputs: Mapping[str, Any], chance: torch.Generator) -> tuple[Tens
     return total, max(map(len, values), default=0)
 
 
-class _Watched(fx.Interpreter):
-    """Runs a program with gradients, which linear layers' outputs are watched for."""
+class Differentiable(fx.Interpreter):
+    """Runs a graph by operators that have derivatives.
 
-    def __init__(self, program: Program, watched: Mapping[str, Watcher]) -> None:
-        super().__init__(torch.nn.Module(), graph=program.graph)
-        self._tensors = program.tensors
-        self._watched = watched
+    Args:
+        graph: of a program.
+        tensors: what it reads, by name.
+    """
+
+    def __init__(self, graph: fx.Graph, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(torch.nn.Module(), graph=graph)
+        self._tensors = tensors
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002
-        return self._tensors[target].detach()
+        """Read a tensor."""
+        return self._tensors[target]
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Compute a node."""
         if target is fake_quantize:  # rounding counts as no change, or no gradient would pass
             x, *others = args
-            rounded = target(x.detach(), *others, **kwargs)
-            return x + (rounded - x).detach()
+            return x + (target(x.detach(), *others, **kwargs) - x).detach()
         return super().call_function(EAGER.get(target) or target, args, kwargs)
+
+
+class _Watched(Differentiable):
+    """Some of the values are watched for gradients; what is stored has none."""
+
+    def __init__(self, program: Program, watched: Mapping[str, Watcher]) -> None:
+        stored = {name: tensor.detach() for name, tensor in program.tensors.items()}
+        super().__init__(program.graph, stored)
+        self._watched = watched
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)

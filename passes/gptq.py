@@ -19,14 +19,22 @@ from torch import Tensor
 
 from planish.ir.program import Program, Sample
 from planish.ir.quant import QuantizedTensor, QuantScheme
-from planish.passes.compensation import Curvature, Rounding, compensated, drift, fitted, revisited
+from planish.passes.compensation import (
+    Curvature,
+    Rounding,
+    compensated,
+    drift,
+    fitted,
+    output_size,
+    revisited,
+)
 from planish.passes.contract import OPTIONS, Contract
 from planish.passes.inputs import samples_of, spread
 from planish.passes.layers import LINEAR, Layer, layers_of
 from planish.passes.quantize_weights import QuantizeWeights, Rounded
 from planish.passes.rounding import FACTORS, parameters, round_to_nearest
 from planish.passes.sequential import cross_moments, second_moments, walk
-from planish.passes.work import UNSEEN, Work
+from planish.passes.work import UNSEEN, Work, as_text, from_text
 
 DRIFT_TOKENS = 16_384
 """On about so many tokens drift is measured: running the unchanged model beside is half the work,
@@ -69,7 +77,7 @@ class Gptq(QuantizeWeights):
     on the samples; whether the model does on other text is to be measured."""
 
     def _rounded(self, program: Program, layers: list[Layer], work: Work) -> Mapping[str, Rounded]:
-        if any(tensor.is_meta for tensor in program.tensors.values()):
+        if not program.has_data:
             return super()._rounded(program, layers, work)  # only sizes are asked for
         names = {layer.name for layer in layers}
         own = [layer for layer in layers_of(program.graph, program) if layer.name in names]
@@ -120,7 +128,7 @@ class Gptq(QuantizeWeights):
                     kept.get(f"{layer.name}_zero_point"),
                 ),
                 float(kept[f"{layer.name}_error"]),
-                bytes(kept[f"{layer.name}_note"].tolist()).decode(),
+                as_text(kept[f"{layer.name}_note"]),
             )
             for layer, matrix in zip(layers, matrices, strict=True)
         ]
@@ -132,7 +140,7 @@ class Gptq(QuantizeWeights):
         for layer, one in zip(layers, rounded, strict=True):
             tensors |= {layer.name + part: held for part, held in one.tensor.tensors.items()}
             tensors[f"{layer.name}_error"] = torch.tensor(one.error, dtype=torch.float64)
-            tensors[f"{layer.name}_note"] = torch.tensor([*one.note.encode()], dtype=torch.uint8)
+            tensors[f"{layer.name}_note"] = from_text(one.note)
         work.journal.keep(layers[0].name, tensors)
 
     def _solved(
@@ -205,11 +213,6 @@ def _stored(rounding: Rounding, parts: list[int], dtype: torch.dtype) -> list[Qu
 def _judged(tensor: QuantizedTensor, matrix: Tensor, moments: Tensor, note: str) -> Rounded:
     """A rounded matrix, with what that does to the matrix and to the layer's output."""
     wrong = tensor.dequantize().float() - matrix
-    output = _size(wrong, moments) / max(_size(matrix, moments), 1e-30)
+    output = output_size(wrong, moments) / max(output_size(matrix, moments), 1e-30)
     error = float(wrong.norm() / matrix.norm().clamp_min(1e-30))
     return Rounded(tensor, error, f"; of its output {output:.4f}{note}")
-
-
-def _size(matrix: Tensor, moments: Tensor) -> float:
-    """The root of the sum of squares of what a matrix gives for the samples."""
-    return float(((matrix @ moments) * matrix).sum().clamp_min(0).sqrt())

@@ -12,15 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from planish.ir.activations import fake_quantize
 from planish.ir.carried import pairs
-from planish.ir.ops import EAGER
 from planish.ir.program import Program, Sample
-
-LOGITS = "logits"
-"""The output whose softmax is what a model answers, where there is one."""
+from planish.passes.fisher import LOGITS, Differentiable
 
 _ROWS = 512
 """Rows of logits that are compared at once."""
@@ -91,27 +87,10 @@ class Student:
 
     def _run(self, sample: Sample) -> dict[str, Tensor]:
         program = self.program
-        values = _Trained(program, self.weights()).run(
+        values = Differentiable(program.graph, {**program.tensors, **self.weights()}).run(
             *(sample[spec.name] for spec in program.inputs), enable_io_processing=False
         )
         return dict(zip(program.outputs, values, strict=True))
-
-
-class _Trained(fx.Interpreter):
-    """Runs a program with some of its tensors replaced, by operators that have derivatives."""
-
-    def __init__(self, program: Program, weights: Mapping[str, Tensor]) -> None:
-        super().__init__(torch.nn.Module(), graph=program.graph)
-        self._tensors = {**program.tensors, **weights}
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002
-        return self._tensors[target]
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is fake_quantize:  # rounding counts as no change, or no gradient would pass
-            x, *others = args
-            return x + (target(x.detach(), *others, **kwargs) - x).detach()
-        return super().call_function(EAGER.get(target) or target, args, kwargs)
 
 
 def apart(

@@ -35,7 +35,8 @@ CLASSES = {
 }
 """The class of module that a role belongs to, which a pattern may name."""
 
-_TURNS = (aten.permute.default, aten.transpose.int, aten.t.default)
+TURNS = (aten.permute.default, aten.transpose.int, aten.t.default)
+"""How a weight may be turned before it is read."""
 
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
 """What multiplies by a stack of matrices, one for each expert."""
@@ -148,7 +149,7 @@ def _weights(graph: fx.Graph, packed: bool) -> Iterator[tuple[str, fx.Node]]:
 
 def _turned(node: fx.Node) -> fx.Node:
     """The transposition of a node, where nothing else reads it; else the node."""
-    turned = [user for user in node.users if user.target in _TURNS]
+    turned = [user for user in node.users if user.target in TURNS]
     return turned[0] if len(node.users) == len(turned) == 1 else node
 
 

@@ -101,7 +101,7 @@ class LowRank(LongPass):
         layers = selected(_CALLED, program.graph, program, self.targets, self.ignore, {})
         matrices = {layer.name: layer.matrix(program.tensors) for layer in layers}
         ranks = {name: self.rank(matrix, name) for name, matrix in matrices.items()}
-        if any(tensor.is_meta for tensor in program.tensors.values()):
+        if not program.has_data:
             return {
                 name: Product(
                     matrix.new_empty(len(matrix), ranks[name]),

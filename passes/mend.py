@@ -19,7 +19,17 @@ from planish.ir.axes.axes import Axes, order
 from planish.ir.axes.terms import Leaf
 from planish.ir.program import Program, Sample
 from planish.passes.readers import Reader
-from planish.passes.refit import Fit, error, keep, kept_fit, overrides, solved
+from planish.passes.refit import (
+    Fit,
+    as_stored,
+    error,
+    keep,
+    kept_fit,
+    overrides,
+    solved,
+    whole_matrix,
+    whole_rows,
+)
 from planish.passes.sequential import Run, second_moments
 from planish.passes.work import UNSEEN, Work
 
@@ -79,20 +89,18 @@ def _fitted(
     ridge: float,
     drift: float,
 ) -> Fit:
-    matrix = reader.matrix(program.tensors).float()
-    bias = None if reader.bias is None else program.tensors[reader.bias].float()
-    if bias is not None:  # one more input, always 1
-        matrix = torch.cat([matrix, bias[:, None]], dim=1)
+    matrix = whole_matrix(reader, program)
+    if reader.bias is not None:
         at = torch.cat([at, torch.tensor([matrix.shape[1] - 1])])
     width = matrix.shape[1]
     moments, added = torch.zeros(width, width), torch.zeros(width, width)
     count = 0
     unchanged = exact.read(reader.source) if exact is not None else None
     for place, value in enumerate(now.read(reader.source)):
-        rows = _with_one(reader.rows(value).float(), bias)
+        rows = whole_rows(reader, value)
         moments += second_moments([rows])[0]
         if unchanged is not None:
-            was = _with_one(reader.rows(unchanged[place]).float(), bias)
+            was = whole_rows(reader, unchanged[place])
             added.addmm_((was - rows).T, rows)
         count += len(rows)
     cross = matrix @ (moments + drift * added)
@@ -101,12 +109,4 @@ def _fitted(
     fitted = solved(matrix[:, at], inner, cross[:, at], ridge)
     before, after = (error(one, inner, cross[:, at], energy) for one in (matrix[:, at], fitted))
     whole = torch.zeros_like(matrix).index_copy_(1, at, fitted)
-    stored = program.tensors[reader.weight]
-    tensors = {reader.weight: reader.stored(whole[:, :-1] if bias is not None else whole, stored)}
-    if reader.bias is not None:
-        tensors[reader.bias] = whole[:, -1].to(program.tensors[reader.bias].dtype).contiguous()
-    return Fit(reader, tensors, before, after, count, len(at))
-
-
-def _with_one(rows: Tensor, bias: Tensor | None) -> Tensor:
-    return rows if bias is None else torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+    return Fit(reader, as_stored(reader, program, whole), before, after, count, len(at))

@@ -113,7 +113,7 @@ class MixedPrecision(LongPass):
                 for of what is no language model.
         """
         layers = self.measured(program, lambda _, *far: work.tell(*far))
-        planned = any(tensor.is_meta for tensor in program.tensors.values())
+        planned = not program.has_data
         found = self._estimated(program, layers) if planned else self.decide(program, layers, work)
         after = found.program or self._rounded(program, found.choice, work)
         if not (found.choice.met or planned):

@@ -72,7 +72,7 @@ class Ways:
         return program
 
     def _passes(self, mixture: Mixture, program: Program) -> Iterator[Prune]:
-        learns = not any(tensor.is_meta for tensor in program.tensors.values())
+        learns = program.has_data
         repair = self.repair and learns
         if mixture.heads:
             yield PruneHeads(ratio=mixture.heads, repair=repair)

@@ -123,7 +123,7 @@ class Prune(LongPass):
         ]
         whole = program
         notes: list[Change] = []
-        if self.repair and self.kind != "experts" and not _is_empty(program):
+        if self.repair and self.kind != "experts" and program.has_data:
             whole, notes = self._repaired(program, axes, kept, work)
         try:
             without = drop if self.kind == "experts" else cut
@@ -228,7 +228,7 @@ class Prune(LongPass):
         work: Work,
     ) -> dict[Group, Tensor]:
         """The indices that stay, ascending, of each group that loses some."""
-        if _is_empty(program):
+        if not program.has_data:
             return {g: torch.arange(g.size - n) for g, n in removed.items() if n}
         learns = self.importance in LEARNS
         samples = samples_of(program, self.called) if learns else ()
@@ -269,11 +269,6 @@ class Prune(LongPass):
             group: group.size - -(-(group.size - count) // self.round_to) * self.round_to
             for group, count in zip(found, counts, strict=True)
         }
-
-
-def _is_empty(program: Program) -> bool:
-    """Whether only shapes are asked for."""
-    return any(tensor.is_meta for tensor in program.tensors.values())
 
 
 def _node(program: Program, group: Group) -> str:

@@ -138,7 +138,7 @@ class PruneDepth(LongPass):
     ) -> list[Block]:
         count = self._count(len(units))
         goal = 0 if self.ratio is None else self.ratio * program.parameters
-        if self.choose == "even" or any(one.is_meta for one in program.tensors.values()):
+        if self.choose == "even" or not program.has_data:
             return self._even(program, free, goal, count)
         samples = spread(samples_of(program, CALLED), self.tokens)
         if self.choose == "influence":

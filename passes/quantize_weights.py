@@ -167,7 +167,7 @@ class QuantizeWeights(Format, LongPass):
 
     def _observed(self, program: Program, layers: list[Layer], work: Work) -> dict[str, Inputs]:
         """What the layers read, by the reader; nothing on tensors without data."""
-        if any(tensor.is_meta for tensor in program.tensors.values()):
+        if not program.has_data:
             return {}
         return observed(program, [layer.name for layer in layers], self.called, work)
 

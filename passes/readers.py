@@ -13,13 +13,12 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from planish.ir.program import Program
+from planish.passes.layers import TURNS
 
 aten = torch.ops.aten
 
 CONVOLUTIONS: dict[Any, int] = {aten.conv1d.default: 1, aten.conv2d.default: 2}
 """Convolutions that can be taken apart into patches, and along how many dimensions they slide."""
-
-_TURNS = (aten.permute.default, aten.transpose.int, aten.t.default)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +87,7 @@ def reader_of(node: fx.Node) -> Reader | None:
     elif node.target is not aten.linear.default:
         return None
     read: Any = node.args[1]
-    stored = read.args[0] if read.target in _TURNS else read
+    stored = read.args[0] if read.target in TURNS else read
     if stored.op != "get_attr" or len(read.users) != 1 or len(stored.users) != 1:
         return None
     bias: Any = [*node.args, None][2]

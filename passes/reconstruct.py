@@ -93,7 +93,7 @@ def repaired(
             f"{called}: no layer to be fitted is a linear layer or convolution that both models "
             "have, with a weight of its own in floating point and as many outputs."
         )
-    if any(tensor.is_meta for tensor in program.tensors.values()):
+    if not program.has_data:
         changes = [Change(reader.node.name, f"{reader.weight}: fitted") for reader, _ in layers]
         return dataclasses.replace(program, changes=(*program.changes, *changes))
     samples, given = samples_of(program, called), samples_of(original, called)

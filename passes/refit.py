@@ -117,19 +117,14 @@ def _fitted(
     exact: Run,
     ridge: float,
 ) -> Fit:
-    matrix = reader.matrix(program.tensors).float()
-    bias = None if reader.bias is None else program.tensors[reader.bias].float()
-    if bias is not None:
-        matrix = torch.cat([matrix, bias[:, None]], dim=1)
+    matrix = whole_matrix(reader, program)
     width = matrix.shape[1]
     moments, cross = torch.zeros(width, width), torch.zeros(len(matrix), width)
     energy, count = 0.0, 0
     given = exact.results(twin.node)
     for value, wanted in zip(now.read(reader.source), given, strict=True):
-        rows = reader.rows(value).float()
+        rows = whole_rows(reader, value)
         aim = twin.outputs(wanted).float()
-        if bias is not None:
-            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
         moments += second_moments([rows])[0]
         cross.addmm_(aim.T, rows)
         energy += float(aim.double().square().sum())
@@ -138,11 +133,32 @@ def _fitted(
     before, after = (error(one, moments, cross, energy) for one in (matrix, fitted))
     if not after < before:  # what is singular, or was the best already
         fitted, after = matrix, before
-    parts = fitted[:, :-1] if bias is not None else fitted
-    tensors = {reader.weight: reader.stored(parts, program.tensors[reader.weight])}
-    if reader.bias is not None:
-        tensors[reader.bias] = fitted[:, -1].to(program.tensors[reader.bias].dtype).contiguous()
-    return Fit(reader, tensors, before, after, count, width)
+    return Fit(reader, as_stored(reader, program, fitted), before, after, count, width)
+
+
+def whole_matrix(reader: Reader, program: Program) -> Tensor:
+    """A layer's matrix, float32 [N, K], with its bias as one more column."""
+    matrix = reader.matrix(program.tensors).float()
+    if reader.bias is None:
+        return matrix
+    return torch.cat([matrix, program.tensors[reader.bias].float()[:, None]], dim=1)
+
+
+def whole_rows(reader: Reader, value: Tensor) -> Tensor:
+    """What a layer reads as rows, float32 [R, K], with a 1 for its bias."""
+    rows = reader.rows(value).float()
+    if reader.bias is None:
+        return rows
+    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+
+
+def as_stored(reader: Reader, program: Program, matrix: Tensor) -> dict[str, Tensor]:
+    """A matrix as of `whole_matrix` as the tensors that a layer stores, by name."""
+    weight = program.tensors[reader.weight]
+    if reader.bias is None:
+        return {reader.weight: reader.stored(matrix, weight)}
+    bias = matrix[:, -1].to(program.tensors[reader.bias].dtype).contiguous()
+    return {reader.weight: reader.stored(matrix[:, :-1], weight), reader.bias: bias}
 
 
 def solved(matrix: Tensor, moments: Tensor, cross: Tensor, ridge: float) -> Tensor:

@@ -62,7 +62,7 @@ class Rotate(Pass):
         changes = [_change(folded, axis, self.matrix) for axis in turned]
         changes += _growth(program, folded)
         after = dataclasses.replace(folded, changes=(*folded.changes, *changes))
-        if any(tensor.is_meta for tensor in program.tensors.values()):
+        if not program.has_data:
             return after
         generator = torch.Generator().manual_seed(self.seed)
         make = MATRICES[self.matrix]

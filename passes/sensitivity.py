@@ -106,7 +106,7 @@ def sensitivities(
                 f"{called}: no candidate fits {layer.name}: no group size on offer divides its "
                 f"{layer.width} input features. Add a candidate per channel (group_size: null)."
             )
-    if any(tensor.is_meta for tensor in program.tensors.values()):
+    if not program.has_data:
         losses: _Losses = {(one.name, way): _unseen(one, way) for one in layers for way in schemes}
     else:
         losses = _measured(program, layers, schemes, called, search, progress)

@@ -18,6 +18,7 @@ from planish.passes.goal import Goal
 from planish.passes.inputs import samples_of, spread
 from planish.passes.mixed_precision import GoalMissed
 from planish.passes.mixtures import Kind, Mixture, Ways
+from planish.passes.pipeline import relative_error
 from planish.passes.prune_depth import PruneDepth
 from planish.passes.sensitivity import TOKENS
 from planish.passes.trials import is_scored, surprise
@@ -82,7 +83,7 @@ class Shrink(LongPass):
                 "language model; ask for parameters instead (target: {parameters: 0.75})."
             )
         shapes = _without_data(program)
-        if any(tensor.is_meta for tensor in program.tensors.values()):
+        if not program.has_data:
             ways = self._ways(shapes, self._order(shapes))
             share = 0.5 if self.target.recovery else self.target.share
             return ways.made(program, ways.reaching(share)[0])
@@ -188,7 +189,7 @@ def _lost(after: Program, small: Program, before: float) -> float:
     for sample, moved in zip(small.samples, after.samples, strict=True):
         given, got = small.run(**sample), after.run(**moved)
         errors += [
-            float((got[name] - value).norm() / value.norm().clamp_min(1e-30))
+            relative_error(got[name], value)
             for name, value in given.items()
             if value.is_floating_point() and got[name].shape == value.shape
         ]

@@ -18,10 +18,8 @@ from torch.nn import functional
 
 from planish.ir.program import Program, Sample
 from planish.passes.blocks import Block
+from planish.passes.fisher import LOGITS
 from planish.passes.work import UNSEEN
-
-LOGITS = "logits"
-"""The output that predicts the next token, of a causal language model."""
 
 _ROWS = 1024
 """Rows of logits whose loss is computed at once."""

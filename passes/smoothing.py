@@ -165,7 +165,7 @@ def smooth(
     """
     axes = find(program)
     ways, changes = _smoothings(axes, layers, called)
-    if any(tensor.is_meta for tensor in program.tensors.values()):
+    if not program.has_data:
         more = (Change(way.first_reader, f"{way.name}: to be scaled") for way in ways)
         return dataclasses.replace(program, changes=(*program.changes, *changes, *more))
     samples = samples_of(program, called)

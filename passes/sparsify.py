@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from planish.ir.program import Program
 from planish.passes import sparsity
-from planish.passes.compensation import Curvature
+from planish.passes.compensation import Curvature, output_size
 from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.inputs import samples_of
 from planish.passes.layers import Layer, Patterns, noted
 from planish.passes.selection import selected
 from planish.passes.sequential import second_moments, walk
 from planish.passes.sparsity import Sparsity
-from planish.passes.work import UNSEEN, Work
+from planish.passes.work import UNSEEN, Work, as_text, from_text
 
 LEFT = "whose weights stay dense"
 """What is said of the weights of experts."""
@@ -97,7 +96,7 @@ class Sparsify(LongPass):
         """What becomes of each layer's weight, by its name."""
         layers = selected(_CALLED, program.graph, program, self.targets, self.ignore, {})
         matrices = {layer.name: layer.matrix(program.tensors) for layer in layers}
-        if any(tensor.is_meta for tensor in program.tensors.values()):
+        if not program.has_data:
             return {name: Made(matrix, f"{self.sparsity}") for name, matrix in matrices.items()}
         found = {}
         if self.method == "magnitude":
@@ -150,7 +149,7 @@ class Sparsify(LongPass):
         return [
             Made(
                 kept[layer.name].to(matrices[layer.name].dtype),
-                bytes(kept[f"{layer.name}_note"].tolist()).decode(),
+                as_text(kept[f"{layer.name}_note"]),
             )
             for layer in layers
         ]
@@ -162,7 +161,7 @@ def _keep(work: Work, layers: list[Layer], made: list[Made]) -> None:
     tensors: dict[str, Tensor] = {}
     for layer, one in zip(layers, made, strict=True):
         tensors[layer.name] = one.matrix
-        tensors[f"{layer.name}_note"] = torch.tensor([*one.note.encode()], dtype=torch.uint8)
+        tensors[f"{layer.name}_note"] = from_text(one.note)
     work.journal.keep(layers[0].name, tensors)
 
 
@@ -174,5 +173,5 @@ def _told(made: Tensor, matrix: Tensor, method: str, moments: Tensor | None = No
     told = f"{zeros:.1%} zeros by {method}; relative error {error:.4f}"
     if moments is None:
         return told
-    given, missing = (float(((one @ moments) * one).sum().clamp_min(0)) for one in (wide, wrong))
-    return f"{told}; of its output {(missing / max(given, _TINY)) ** 0.5:.4f}"
+    output = output_size(wrong, moments) / max(output_size(wide, moments), _TINY)
+    return f"{told}; of its output {output:.4f}"

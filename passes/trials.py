@@ -7,15 +7,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from torch.nn import functional
-
 from planish.ir.program import Program, Sample
 from planish.passes.choice import Choice, Trades
 from planish.passes.fisher import LOGITS
 from planish.passes.inputs import spread
 from planish.passes.sensitivity import TOKENS
+from planish.passes.skipping import next_token_loss
 
-TINY, UNSCORED = 1e-12, -100
+TINY = 1e-12
 
 TRIES = 5
 """How many choices are measured at most for a target of recovery."""
@@ -58,20 +57,10 @@ def is_scored(program: Program) -> bool:
 
 def surprise(program: Program, samples: Sequence[Sample]) -> float:
     """The mean loss, nats a token, of a language model's next tokens in samples."""
-    total, count = 0.0, 0
+    total = count = 0.0
     for sample in samples:
-        tokens = sample["input_ids"]
-        labels = tokens[:, 1:]
-        if "attention_mask" in sample:
-            attended = sample["attention_mask"][:, -tokens.shape[1] :][:, 1:]
-            labels = labels.masked_fill(attended == 0, UNSCORED)
-        logits = program.run(**sample)[LOGITS][:, :-1].flatten(0, 1).float()
-        total += float(
-            functional.cross_entropy(
-                logits, labels.flatten(), ignore_index=UNSCORED, reduction="sum"
-            )
-        )
-        count += int((labels != UNSCORED).sum())
+        lost, tokens = next_token_loss(program.run(**sample)[LOGITS], sample)
+        total, count = total + lost, count + tokens
     return total / max(count, 1)
 
 

@@ -118,6 +118,16 @@ class Work:
         return replace(self, journal=Journal(self.journal.folder / name, belongs_to))
 
 
+def from_text(text: str) -> Tensor:
+    """A text as a tensor, for a journal."""
+    return torch.tensor([*text.encode()], dtype=torch.uint8)
+
+
+def as_text(tensor: Tensor) -> str:
+    """A text that was kept as a tensor."""
+    return bytes(tensor.tolist()).decode()
+
+
 UNSEEN = Work()
 """Work that nobody watches, of which nothing is kept."""
 
