@@ -29,7 +29,9 @@ def tokens_of(path: str) -> torch.Tensor:
 def planish(method: str, group: int, model: str, tokens: torch.Tensor, out: Path) -> float:
     """`planish.optimize` with a recipe: of the zoo, or written here."""
     from planish import optimize  # noqa: PLC0415
+    from planish.runtime.machine import return_freed_memory  # noqa: PLC0415
 
+    return_freed_memory()  # as the command line does
     weights = {"bits": BITS, "group_size": group}
     recipes: dict[str, Any] = {
         "rtn": [{"quantize_weights": {**weights, "clip_search": False}}],
