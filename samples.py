@@ -105,7 +105,7 @@ def _rows(given: str | Path, program: Program, count: int, length: int) -> Tenso
             "Pass batches of inputs through the Python API instead."
         )
     tokenizer = Tokenizer(folder)
-    tokens = tokenizer.encode(read_text(Path(given)))
+    tokens = tokenizer.first(read_text(Path(given)), max(count * length, LENGTH))
     if len(tokens) < LENGTH:
         raise BadSamples(f"{given}: {len(tokens)} tokens are too few; one sample takes {LENGTH}.")
     return torch.tensor(tokenizer.rows(tokens, count, min(length, len(tokens))))

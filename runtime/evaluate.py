@@ -16,6 +16,7 @@ from planish.runtime.eager import Against, EagerModel, opponent
 from planish.runtime.scoring import score
 from planish.runtime.session import Session
 from planish.runtime.texts import read_text
+from planish.runtime.tokenizer import Tokenizer
 
 
 class BadWindow(PlanishError):
@@ -98,7 +99,7 @@ def evaluate(
     """
     session.check_causal()
     prefix = session.tokenizer.prefix
-    tokens = np.array(session.tokenizer.encode_plain(read_text(text_file))[:max_tokens], np.int64)
+    tokens = np.array(_tokens(session.tokenizer, read_text(text_file), max_tokens), np.int64)
     stride = window - len(prefix) if stride is None else stride
     _check(len(tokens), len(prefix), window, stride, session.context)
     models = sides(session, against)
@@ -182,6 +183,12 @@ def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, i
         scored = end
         if end == length:
             return
+
+
+def _tokens(tokenizer: Tokenizer, text: str, count: int | None) -> list[int]:
+    if count is None:
+        return tokenizer.encode_plain(text)
+    return tokenizer.first(text, count, plain=True)
 
 
 def _check(length: int, prefix: int, window: int, stride: int, context: int | None) -> None:

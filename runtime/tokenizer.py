@@ -12,6 +12,13 @@ from planish.runtime.config import read_json
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
+_CHARACTERS = 8
+"""Of a text so many are read first for each token that is wanted: English has four or five."""
+
+_CUT = 64
+"""Tokens at the end of a part that may be others in the whole text."""
+
+
 class NoTokenizer(PlanishError):
     """Text was given or asked for, and there is no tokenizer, or no chat template."""
 
@@ -47,6 +54,21 @@ class Tokenizer:
     def encode_plain(self, text: str) -> list[int]:
         """The tokens of a text and nothing else."""
         return self._numbers(text, special=False)
+
+    def first(self, text: str, count: int, *, plain: bool = False) -> list[int]:
+        """The first tokens of a text, at most `count`; what comes far behind them is not read.
+
+        Args:
+            text: of any length.
+            count: 0 or more.
+            plain: leave out what the model expects before a text.
+        """
+        size = _CHARACTERS * (count + _CUT)
+        while True:
+            tokens = self._numbers(text[:size], special=not plain)
+            if size >= len(text) or len(tokens) >= count + _CUT:
+                return tokens[:count]
+            size *= 2
 
     def encode_chat(self, message: str) -> list[int]:
         """The tokens of a conversation in which the user said `message` and an answer is due.

@@ -116,6 +116,30 @@ def test_a_text_calibrates_with_more_than_it_checks(
     assert [tuple(check["input_ids"].shape) for check in checks] == [(1, LENGTH)] * CHECKED
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_the_first_tokens_are_those_of_the_whole_text(checkpoint: Path, plain: bool) -> None:
+    tokenizer = Tokenizer(checkpoint)
+    text = DEFAULT_TEXT.read_text() * 3
+    whole = tokenizer.encode_plain(text) if plain else tokenizer.encode(text)
+    for count in (0, 1, 300, len(whole) - 1, len(whole), 2 * len(whole)):
+        assert tokenizer.first(text, count, plain=plain) == whole[:count]
+
+
+def test_of_a_long_text_no_more_is_read_than_is_wanted(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    numbers = Tokenizer._numbers
+
+    def watched(self: Tokenizer, text: str, special: bool) -> list[int]:
+        read.append(len(text))
+        return numbers(self, text, special)
+
+    monkeypatch.setattr(Tokenizer, "_numbers", watched)
+    Tokenizer(checkpoint).first(DEFAULT_TEXT.read_text() * 1000, 200)
+    assert sum(read) < 10_000
+
+
 def test_rows_of_a_text_begin_as_texts_begin(checkpoint: Path) -> None:
     tokenizer = Tokenizer(checkpoint)
     assert tokenizer.rows([1, 2, 3, 4, 5], 9, 2) == [[1, 2], [3, 4]]
