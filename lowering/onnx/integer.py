@@ -28,20 +28,24 @@ KERNEL = "MatMulIntegerToFloat"
 MIDDLE = torch.tensor(128, dtype=torch.uint8)
 """The code of zero."""
 
-
 _FLOAT = ir.DataType.FLOAT.value
+
+_SMALLEST = 1024 * torch.finfo(torch.float32).tiny
+"""What a row's largest magnitude counts as at least; a step of it is still a normal number."""
 
 
 class Codes(NamedTuple):
-    """An activation as codes: value = (code - 128) · scale.
+    """An activation as codes: value = (code - 128) · step · unit.
 
     Attributes:
         codes: uint8 [..., K].
-        scale: float32 [..., 1] or [].
+        step: the part of the scale that all rows share.
+        unit: float32 [..., 1] or [], the other part.
     """
 
     codes: ir.Value
-    scale: ir.Value
+    step: ir.Value
+    unit: ir.Value
 
 
 def linear(b: Builder) -> ir.Value | None:
@@ -55,10 +59,10 @@ def linear(b: Builder) -> ir.Value | None:
         return None
     together = merged.alike(b, lambda other: _fits(b, other))
     stored = [QuantizedTensor.read_by(node.args[1], b.program.tensors) for node in together]  # type: ignore[arg-type]
-    codes, scale = _codes(b, x)  # type: ignore[arg-type]
+    read = _codes(b, x)  # type: ignore[arg-type]
     weights = merged.joined(b, [_turned(b, *one) for one in stored], axis=1)
     scales = merged.joined(b, [_row_of_scales(b, *one) for one in stored])
-    whole = b.op("Mul", _product(b, codes, weights, scales), scale)
+    whole = b.op("Mul", _product(b, read, weights, scales), read.unit)
     bias = merged.biases(b, together)
     if bias is not None:
         is_wide = b.result_dtype == torch.float32
@@ -86,13 +90,12 @@ def _is_rounded(argument: Any, by: Callable[..., Any]) -> bool:
     return isinstance(argument, fx.Node) and argument.target is by
 
 
-def _product(b: Builder, codes: ir.Value, weight: ir.Value, scale: ir.Value) -> ir.Value:
-    """(codes - 128) · weight · scale, float32."""
+def _product(b: Builder, read: Codes, weight: ir.Value, scale: ir.Value) -> ir.Value:
+    """(codes - 128) · step · weight · scale, float32."""
     if KERNEL in b.target.contrib:
-        one = b.constant(1.0, torch.float32)
-        return b.op(f"{CONTRIB}.{KERNEL}", codes, weight, one, scale, MIDDLE)
-    whole = b.op("MatMulInteger", codes, weight, MIDDLE)
-    return b.op("Mul", b.op("Cast", whole, to=_FLOAT), scale)
+        return b.op(f"{CONTRIB}.{KERNEL}", read.codes, weight, read.step, scale, MIDDLE)
+    whole = b.op("Cast", b.op("MatMulInteger", read.codes, weight, MIDDLE), to=_FLOAT)
+    return b.op("Mul", whole, b.op("Mul", scale, read.step))
 
 
 def _turned(b: Builder, name: str, stored: QuantizedTensor) -> ir.Value:
@@ -106,24 +109,35 @@ def _row_of_scales(b: Builder, name: str, stored: QuantizedTensor) -> ir.Value:
 
 
 def _codes(b: Builder, node: fx.Node) -> Codes:
-    """What a `fake_quantize` node reads, as codes. Equal calls give one node."""
+    """What a `fake_quantize` node reads, as codes. Equal calls give one node.
+
+    With scales found in each run, a row is divided by its largest magnitude, and the step to codes
+    is a constant. When one token is decoded, each small node costs as much as a tenth of a product.
+    """
     source, stored, *_ = node.args
+    scheme = ActivationScheme.read_by(node)
     x = b.cast(b.values[source], torch.float32)  # type: ignore[index]
-    given = None if stored is None else b.values[stored]  # type: ignore[index]
-    scale = _scale(b, x, given, ActivationScheme.read_by(node))
-    divided = b.op("Div", x, scale)
-    return Codes(b.op("QuantizeLinear", divided, b.constant(1.0, torch.float32), MIDDLE), scale)
+    if stored is None:
+        unit, step = _largest(b, x, scheme), 1 / reach(scheme.dtype)
+    else:
+        unit, step = b.cast(b.values[stored], torch.float32), 1.0  # type: ignore[index]
+    constant = b.constant(step, torch.float32)
+    return Codes(b.op("QuantizeLinear", b.op("Div", x, unit), constant, MIDDLE), constant, unit)
+
+
+def _largest(b: Builder, x: ir.Value, scheme: ActivationScheme) -> ir.Value:
+    """The largest magnitude of each row, or of the whole; by that of zeros nothing is divided."""
+    axes = [-1] if scheme.per_token else None
+    largest = b.op("ReduceMax", b.op("Abs", x), axes, keepdims=int(scheme.per_token))
+    return b.op("Max", largest, b.constant(_SMALLEST, torch.float32))
 
 
 def _scale(b: Builder, x: ir.Value, stored: ir.Value | None, scheme: ActivationScheme) -> ir.Value:
     """A stored scale, or the scale of each row or of the whole."""
     if stored is not None:
         return b.cast(stored, torch.float32)
-    axes = [-1] if scheme.per_token else None
-    largest = b.op("ReduceMax", b.op("Abs", x), axes, keepdims=int(scheme.per_token))
-    scale = b.op("Mul", largest, b.constant(1 / reach(scheme.dtype), torch.float32))
-    # A row of zeros has the scale 0, by which nothing can be divided.
-    return b.op("Max", scale, b.constant(torch.finfo(torch.float32).tiny, torch.float32))
+    step = b.constant(1 / reach(scheme.dtype), torch.float32)
+    return b.op("Mul", _largest(b, x, scheme), step)
 
 
 def _fake_quantize(b: Builder, x: ir.Value, stored: ir.Value | None, _: bool) -> ir.Value:
