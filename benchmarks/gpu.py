@@ -28,7 +28,7 @@ from planish.lowering.triton import layout, tuning
 from planish.lowering.triton.candidates import candidates
 from planish.lowering.triton.check import operands, wrong
 from planish.lowering.triton.launch import run_rows
-from planish.lowering.triton.operators import compute, names
+from planish.lowering.triton.operators import compute
 from planish.lowering.triton.plans import Choice, Plan, Product, modelled
 from planish.lowering.triton.specs import RowWise, Scaled, WeightOnly, rowwise
 from planish.lowering.triton.tuning import Table, Timed
@@ -87,7 +87,7 @@ def tensors_of(product: Product | RowWise, rows: int) -> dict[str, Tensor]:
 def weights_of(product: Product) -> list[dict[str, Tensor]]:
     """Copies of a random weight as it is stored, enough to rotate through."""
     first = tensors_of(product, 1)
-    weight = {name: first[name] for name in names(product)}
+    weight = {name: first[name] for name in product.stored}
     many = copies(sum(tensor.nbytes for tensor in weight.values()))
     return [weight, *({name: t.clone() for name, t in weight.items()} for _ in range(many - 1))]
 

@@ -24,8 +24,7 @@ to even, where a conversion to integers would cut off."""
 
 def generate(spec: RowWise) -> Source:
     """The kernel of a specification."""
-    tensors = ["x", *(["up"] if spec.activation else []), *(["weight"] if spec.weight else [])]
-    tensors += ["y", *(["row_scales"] if spec.codes else [])]
+    tensors = ["x", *spec.operands, "y", *(["row_scales"] if spec.codes else [])]
     block = 1 << (spec.width - 1).bit_length()
     constants = {
         "K": (spec.width, "numbers in a row"),

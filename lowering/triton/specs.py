@@ -217,6 +217,13 @@ class WeightOnly:
         return 1 if self.group == self.k else math.ceil(self.blocks * self.block / self.group)
 
     @property
+    def stored(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of the weight, in order, and their shapes."""
+        shared = (self.groups, self.n)
+        found: dict[str, tuple[int, ...]] = {"words": (self.n, self.words), "scales": shared}
+        return {**found, "zeros": shared} if self.zeros else found
+
+    @property
     def name(self) -> str:
         """For people and for the kernel's function."""
         scheme = f"g{self.group}{'z' if self.zeros else ''}"
@@ -288,6 +295,11 @@ class Scaled:
         return math.ceil(self.blocks / self.tiling.slices)
 
     @property
+    def stored(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of the weight, in order, and their shapes."""
+        return {"codes": (self.n, self.k), "scales": (self.n,)}
+
+    @property
     def name(self) -> str:
         """For people and for the kernel's function."""
         scheme = "w8a8" if self.codes == "int8" else "fp8"
@@ -334,6 +346,12 @@ class RowWise:
             raise NoKernel("only normed rows have a weight.")
         if not 0 <= self.eps < 1 or self.warps not in {1, 2, 4, 8, 16}:
             raise NoKernel(f"eps {self.eps} or {self.warps} warps are out of range.")
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The tensors it reads besides x."""
+        each = {"up": self.activation is not None, "weight": self.weight}
+        return tuple(name for name, taken in each.items() if taken)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,180 @@
+"""What generated kernels read, by the specification that a call carries as text.
+
+A kernel is opaque; its specification says what it computes, and loading an artifact makes sure
+that the kernel is the one generated from it. Rows are all of x but its last dimension, each by
+itself: K is contracted or normed along, N is free. A specification with a field that is not
+known here is not covered, so that no later kind of kernel slips past.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from planish.ir.flow.call import Call, NotCovered, Rule
+from planish.ir.flow.vocabulary import (
+    Expression,
+    Operand,
+    Reads,
+    Shape,
+    affine,
+    along,
+    contraction,
+    inserted,
+    pointwise,
+    reduction,
+)
+
+TRUSTED = (
+    "generated kernels compute what their specifications say; a session compares each with plain "
+    "torch on a device that it has not run on before"
+)
+"""What these rules take on trust."""
+
+FIELDS = {
+    "WeightOnly": "n k dtype scale_dtype bits group zeros lanes scaling epilogue tiling",
+    "Scaled": "n k dtype codes accurate step epilogue tiling",
+    "RowWise": "width dtype norm eps weight activation codes warps",
+    "Epilogue": "bias activation multiply residual",
+}
+"""By kind of specification, every field it has; `planish.lowering.triton.specs` explains them."""
+
+Fields = Mapping[str, Any]
+
+
+def weight_only(call: Call) -> Expression:
+    """`weight_only(x [..., K], stored, operands, spec, plan)`: times a packed weight [N, K]."""
+    spec = _specification(call, "WeightOnly")
+    words, *groups = _stored(call, 3 if spec["zeros"] else 2)
+    _fits("packed weight", words, (spec["n"], *words.shape[1:2]))
+    for one in groups:
+        _fits("scales or zero points", one, (*one.shape[:1], spec["n"]))
+    parts = (Operand(words, (0, "words")), *(Operand(one, ("groups", 0)) for one in groups))
+    weight = Reads((spec["n"], spec["k"]), parts, "statistic")
+    return _finished(call, spec, _product(call, spec, weight))
+
+
+def scaled_product(call: Call) -> Expression:
+    """`scaled_product(x [..., K], row_scales [...], stored, operands, spec, plan)`: of codes."""
+    spec = _specification(call, "Scaled")
+    codes, scales = _stored(call, 2)
+    _fits("codes", codes, (spec["n"], spec["k"]))
+    _fits("scales", scales, (spec["n"],))
+    rows = call["row_scales"]
+    _fits("row_scales", rows, call["x"].shape[:-1])
+    y = _product(call, spec, codes)
+    scaled = pointwise("hadamard", y, scales, inserted(rows, len(rows.shape)), shape=y.shape)
+    return _finished(call, spec, scaled)
+
+
+def row_wise(call: Call) -> Expression:
+    """`row_wise(x [..., K], operands, spec, how)`: a norm or a gate of each row."""
+    return _row(call)
+
+
+def row_codes(call: Call) -> tuple[Expression, Expression]:
+    """`row_codes(x [..., K], operands, spec, how)`: the same as codes, and a scale for each row."""
+    y = _row(call)
+    last = len(y.shape) - 1
+    scale = reduction("extreme", pointwise("nonlinear", y), (last,))
+    ratio = pointwise("ratio", y, inserted(scale, last), shape=y.shape)
+    return pointwise("nonlinear", ratio), scale
+
+
+def _specification(call: Call, kind: str) -> Fields:
+    """The fields of a call's specification.
+
+    Raises:
+        NotCovered: if it is of another kind, or has other fields.
+    """
+    try:
+        found: dict[str, Any] = json.loads(call["spec"])
+        operator = found.pop("operator")
+        parts = [(kind, found), *([("Epilogue", found["epilogue"])] if "epilogue" in found else [])]
+        known = all(one.keys() == set(FIELDS[name].split()) for name, one in parts)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise NotCovered(f"a specification that cannot be read ({error})") from error
+    if operator != kind or not known:
+        raise NotCovered(f"a specification other than {kind} with the fields known here")
+    call.get("plan")  # by number of rows, how: the same function each time
+    call.get("how")
+    return found
+
+
+def _fits(what: str, value: Expression, shape: Shape) -> None:
+    """Make sure of a shape, since kernels read memory as the specification says.
+
+    Raises:
+        NotCovered: if it is another one.
+    """
+    if tuple(value.shape) != tuple(shape):
+        raise NotCovered(f"{what}: shape {_text(value.shape)}, specified {_text(shape)}")
+
+
+def _text(shape: Shape) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _stored(call: Call, count: int) -> list[Expression]:
+    """The tensors of a weight."""
+    given: list[Expression] = call["stored"]
+    if len(given) != count:
+        raise NotCovered(f"a weight stored as {len(given)} tensors; it should be {count}")
+    return given
+
+
+def _named(names: Iterable[str], call: Call) -> dict[str, Expression]:
+    """The operands of a call by name."""
+    names, given = tuple(names), call["operands"]
+    if len(names) != len(given):
+        raise NotCovered(f"{len(given)} operands, where the specification has {len(names)}")
+    return dict(zip(names, given, strict=True))
+
+
+def _product(call: Call, spec: Fields, weight: Expression) -> Expression:
+    """Each row [K] times a weight [N, K]."""
+    x = call["x"]
+    _fits("x", x, (*x.shape[:-1], spec["k"]))
+    last = len(x.shape) - 1
+    shape = (*x.shape[:-1], spec["n"])
+    return contraction(shape, (x, (*range(last), "in")), (weight, (last, "in")))
+
+
+def _finished(call: Call, spec: Fields, y: Expression) -> Expression:
+    """A product after its epilogue, in the order that this has."""
+    given: Fields = spec["epilogue"]
+    taken = _named((name for name in ("bias", "multiply", "residual") if given[name]), call)
+    for name, one in taken.items():
+        _fits(name, one, y.shape[-1:] if name == "bias" else y.shape)
+    if "bias" in taken:
+        y = pointwise("add", y, taken["bias"], shape=y.shape)
+    if given["activation"]:
+        y = pointwise("nonlinear", y)
+    if "multiply" in taken:
+        y = pointwise("hadamard", y, taken["multiply"])
+    return pointwise("add", y, taken["residual"]) if "residual" in taken else y
+
+
+def _row(call: Call) -> Expression:
+    """A norm or a gate of each row, or the row as it is."""
+    spec = _specification(call, "RowWise")
+    y: Expression = call["x"]
+    _fits("x", y, (*y.shape[:-1], spec["width"]))
+    order = {"up": bool(spec["activation"]), "weight": spec["weight"]}
+    given = _named((name for name, taken in order.items() if taken), call)
+    for name, one in given.items():
+        _fits(name, one, y.shape if name == "up" else y.shape[-1:])
+    if spec["norm"]:
+        y = affine(along("rms norm", y, (len(y.shape) - 1,)), given.get("weight"), None)
+    if spec["activation"]:
+        y = pointwise("hadamard", pointwise("nonlinear", y), given["up"])
+    return y
+
+
+RULES: dict[str, Rule] = {
+    "planish.weight_only": weight_only,
+    "planish.scaled_product": scaled_product,
+    "planish.row_wise": row_wise,
+    "planish.row_codes": row_codes,
+}
