@@ -17,9 +17,11 @@ from torch.library import Library
 
 from planish.lowering.triton import layout, reference
 from planish.lowering.triton.build import interpreted
+from planish.lowering.triton.fields import NoKernel
 from planish.lowering.triton.launch import run, run_rows
 from planish.lowering.triton.plans import Choice, Product, read_plan, read_spec
-from planish.lowering.triton.specs import NoKernel, RowWise, Scaled, WeightOnly
+from planish.lowering.triton.row_specs import RowWise
+from planish.lowering.triton.specs import CodesProduct, WeightOnly
 
 DENSE = "dense"
 """The name of a weight's floating-point copy among its stored tensors."""
@@ -54,12 +56,10 @@ def _weight_only(
 
 def compute(product: Product, choice: Choice, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """A product [M, N] in the way that was chosen, or by plain torch where no kernel runs."""
-    if isinstance(product, Scaled):
-        if choice.how == "kernel" and _runs(x):
-            return run(choice.of(product), x, tensors)
-        return reference.scaled(product, x, tensors)
     if choice.how == "kernel" and _runs(x):
         return run(choice.of(product), x, tensors)
+    if not isinstance(product, WeightOnly):
+        return reference.of_codes(product, x, tensors)
     weight = tensors[DENSE] if choice.how == "dense" else layout.dense(dict(tensors), product)
     return reference.product(product, x, weight.to(x.dtype), tensors)
 
@@ -72,7 +72,7 @@ def _scaled(
     spec: str,
     plan: str,
 ) -> Tensor:
-    product: Scaled = read_spec(spec)
+    product: CodesProduct = read_spec(spec)
     flat = x.reshape(-1, product.k)
     choice = read_plan(plan).choice(flat.shape[0])
     tensors = {**_tensors(product, stored, operands), "row_scales": row_scales.reshape(-1)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from planish.ir.activations import reach
 from planish.ir.quant import FP8
-from planish.lowering.triton.specs import RowWise
+from planish.lowering.triton.row_specs import RowWise
 from planish.lowering.triton.text import (
     ACTIVATION_LINES,
     Source,

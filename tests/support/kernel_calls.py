@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from planish.lowering.triton import operators
-from planish.lowering.triton.layout import stored
+from planish.lowering.triton.fields import Epilogue
+from planish.lowering.triton.layout import pack_nibbles, stored
 from planish.lowering.triton.plans import Choice, Plan, Product, text
-from planish.lowering.triton.specs import Epilogue, RowWise, Scaled, WeightOnly
+from planish.lowering.triton.row_specs import RowWise
+from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly
 from support.quantized import random_weight
 from support.refute import Sample
 from support.tensors import f
@@ -29,6 +31,13 @@ def weight_only(spec: WeightOnly, *lead: int) -> Sample:
     parts = list(stored(random_weight(spec), spec).values())
     x = f(*lead, spec.k)
     return _sample("weight_only", x, parts, _finish(spec, lead), text(spec), PLAN)
+
+
+def group_scaled(spec: GroupScaled, *lead: int) -> Sample:
+    """The same with a weight of 4 bits in groups."""
+    parts = [pack_nibbles(codes(spec.n, spec.k) >> 4, spec), f(spec.groups, spec.n)]
+    given = codes(*lead, spec.k), f(*lead).abs()
+    return _sample("scaled_product", *given, parts, _finish(spec, lead), text(spec), PLAN)
 
 
 def scaled(spec: Scaled, *lead: int) -> Sample:
@@ -61,6 +70,8 @@ SAMPLES = [
     weight_only(WeightOnly(4, 4, "float32", "float32", 8, 4, lanes=16), 4, 4),
     scaled(Scaled(3, 4, "float32"), 4),
     scaled(Scaled(4, 4, "float32", epilogue=FULL), 2, 4),
+    group_scaled(GroupScaled(4, 4, "float32", "float32", 4, 32), 4),
+    group_scaled(GroupScaled(3, 64, "float32", "float32", 32, 32, FULL), 2, 4),
     rows(RowWise(4, "float32", norm=True), 4),
     rows(RowWise(3, "float32", norm=True, weight=True), 2, 3),
     rows(RowWise(4, "float32", activation="gelu"), 2, 3),

@@ -35,6 +35,7 @@ TRUSTED = (
 FIELDS = {
     "WeightOnly": "n k dtype scale_dtype bits group zeros lanes scaling epilogue tiling",
     "Scaled": "n k dtype codes accurate step epilogue tiling",
+    "GroupScaled": "n k dtype scale_dtype group lanes epilogue tiling",
     "RowWise": "width dtype norm eps weight activation codes warps",
     "Epilogue": "bias activation multiply residual",
 }
@@ -42,29 +43,31 @@ FIELDS = {
 
 Fields = Mapping[str, Any]
 
+NO_EPILOGUE: Fields = dict.fromkeys(FIELDS["Epilogue"].split())
+"""What stands for the epilogue of kernels that have none."""
+
 
 def weight_only(call: Call) -> Expression:
     """`weight_only(x [..., K], stored, operands, spec, plan)`: times a packed weight [N, K]."""
     spec = _specification(call, "WeightOnly")
-    words, *groups = _stored(call, 3 if spec["zeros"] else 2)
-    _fits("packed weight", words, (spec["n"], *words.shape[1:2]))
-    for one in groups:
-        _fits("scales or zero points", one, (*one.shape[:1], spec["n"]))
-    parts = (Operand(words, (0, "words")), *(Operand(one, ("groups", 0)) for one in groups))
-    weight = Reads((spec["n"], spec["k"]), parts, "statistic")
+    weight = _packed(call, spec, 3 if spec["zeros"] else 2)
     return _finished(call, spec, _product(call, spec, weight))
 
 
 def scaled_product(call: Call) -> Expression:
     """`scaled_product(x [..., K], row_scales [...], stored, operands, spec, plan)`: of codes."""
-    spec = _specification(call, "Scaled")
-    codes, scales = _stored(call, 2)
-    _fits("codes", codes, (spec["n"], spec["k"]))
-    _fits("scales", scales, (spec["n"],))
+    spec = _specification(call, "Scaled", "GroupScaled")
     rows = call["row_scales"]
     _fits("row_scales", rows, call["x"].shape[:-1])
-    y = _product(call, spec, codes)
-    scaled = pointwise("hadamard", y, scales, inserted(rows, len(rows.shape)), shape=y.shape)
+    if spec["operator"] == "GroupScaled":
+        y = _product(call, spec, _packed(call, spec, 2))
+    else:
+        codes, scales = _stored(call, 2)
+        _fits("codes", codes, (spec["n"], spec["k"]))
+        _fits("scales", scales, (spec["n"],))
+        product = _product(call, spec, codes)
+        y = pointwise("hadamard", product, scales, shape=product.shape)
+    scaled = pointwise("hadamard", y, inserted(rows, len(rows.shape)), shape=y.shape)
     return _finished(call, spec, scaled)
 
 
@@ -82,7 +85,7 @@ def row_codes(call: Call) -> tuple[Expression, Expression]:
     return pointwise("nonlinear", ratio), scale
 
 
-def _specification(call: Call, kind: str) -> Fields:
+def _specification(call: Call, *kinds: str) -> Fields:
     """The fields of a call's specification.
 
     Raises:
@@ -90,16 +93,22 @@ def _specification(call: Call, kind: str) -> Fields:
     """
     try:
         found: dict[str, Any] = json.loads(call["spec"])
-        operator = found.pop("operator")
-        parts = [(kind, found), *([("Epilogue", found["epilogue"])] if "epilogue" in found else [])]
-        known = all(one.keys() == set(FIELDS[name].split()) for name, one in parts)
+        kind = found["operator"]
+        known = kind in kinds and _has_fields(kind, found, "operator")
+        known = known and _has_fields("Epilogue", found.get("epilogue", NO_EPILOGUE))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise NotCovered(f"a specification that cannot be read ({error})") from error
-    if operator != kind or not known:
-        raise NotCovered(f"a specification other than {kind} with the fields known here")
+    if not known:
+        raise NotCovered(
+            f"a specification other than {' or '.join(kinds)} with the fields known here"
+        )
     call.get("plan")  # by number of rows, how: the same function each time
     call.get("how")
     return found
+
+
+def _has_fields(kind: str, found: Fields, *more: str) -> bool:
+    return found.keys() == {*FIELDS[kind].split(), *more}
 
 
 def _fits(what: str, value: Expression, shape: Shape) -> None:
@@ -122,6 +131,16 @@ def _stored(call: Call, count: int) -> list[Expression]:
     if len(given) != count:
         raise NotCovered(f"a weight stored as {len(given)} tensors; it should be {count}")
     return given
+
+
+def _packed(call: Call, spec: Fields, count: int) -> Expression:
+    """A weight [N, K] out of packed codes [N, words], and scales and zero points [groups, N]."""
+    words, *groups = _stored(call, count)
+    _fits("packed weight", words, (spec["n"], *words.shape[1:2]))
+    for one in groups:
+        _fits("scales or zero points", one, (*one.shape[:1], spec["n"]))
+    parts = (Operand(words, (0, "words")), *(Operand(one, ("groups", 0)) for one in groups))
+    return Reads((spec["n"], spec["k"]), parts, "statistic")
 
 
 def _named(names: Iterable[str], call: Call) -> dict[str, Expression]:

@@ -1,5 +1,6 @@
 """Products of 8-bit codes and row-wise kernels; run by `test_interpreter.py`."""
 
+import dataclasses
 import random
 
 import pytest
@@ -9,16 +10,18 @@ from torch import Tensor
 from planish.ir import ops
 from planish.ir.activations import INT8, fake_quantize
 from planish.ir.quant import FP8
-from planish.lowering.triton import reference
+from planish.lowering.triton import layout, reference
+from planish.lowering.triton.fields import Codes, Dtype, Epilogue, Tiling
 from planish.lowering.triton.launch import run, run_rows
-from planish.lowering.triton.specs import Codes, Dtype, Epilogue, RowWise, Scaled, Tiling
-from support.quantized import distance, random_operands
+from planish.lowering.triton.row_specs import RowWise
+from planish.lowering.triton.specs import CodesProduct, GroupScaled, Scaled, byte_lanes
+from support.quantized import distance, exactly, random_operands, random_weight
 
 NAN, INF = float("nan"), float("inf")
 
 
-def operands(spec: Scaled, rows: int, seed: int) -> dict[str, Tensor]:
-    """Codes over their whole range, and scales."""
+def operands(spec: CodesProduct, rows: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Codes over their whole range, and scales; the weight [N, K] in float64."""
     draw = torch.Generator().manual_seed(seed)
 
     def codes(*shape: int) -> Tensor:
@@ -26,27 +29,27 @@ def operands(spec: Scaled, rows: int, seed: int) -> dict[str, Tensor]:
             return torch.randint(-128, 128, shape, generator=draw, dtype=torch.int8)
         return (torch.randn(shape, generator=draw) * 100).clamp(-448, 448).to(FP8)
 
-    more = {name: each for name, each in random_operands(spec, rows).items() if name != "x"}
-    return {
-        "x": codes(rows, spec.k),
-        "codes": codes(spec.n, spec.k),
-        "row_scales": torch.rand(rows, generator=draw) / 100,
-        "scales": torch.rand(spec.n, generator=draw) / 100,
-        **more,
-    }
+    given = {name: each for name, each in random_operands(spec, rows).items() if name != "x"}
+    given |= {"x": codes(rows, spec.k), "row_scales": torch.rand(rows, generator=draw) / 100}
+    if isinstance(spec, GroupScaled):
+        weight = random_weight(spec, seed)
+        return given | layout.stored_nibbles(weight, spec), exactly(weight)
+    given |= {"codes": codes(spec.n, spec.k), "scales": torch.rand(spec.n, generator=draw) / 100}
+    return given, given["codes"].double() * given["scales"].double()[:, None]
 
 
-def product_error(spec: Scaled, rows: int, seed: int = 0) -> float:
-    given = operands(spec, rows, seed)
+def product_error(spec: CodesProduct, rows: int, seed: int = 0) -> float:
+    given, weight = operands(spec, rows, seed)
     found = run(spec, given["x"], {name: each for name, each in given.items() if name != "x"})
     wide = {name: each.double() for name, each in given.items()}
-    exact = wide["x"] @ wide["codes"].mT * wide["scales"] * wide["row_scales"][:, None]
+    exact = wide["x"] @ weight.mT * wide["row_scales"][:, None]
     if spec.epilogue.bias:
         exact = exact + wide["bias"]
     return distance(found, reference.finish(spec.epilogue, exact, wide))
 
 
-def drawn(seed: int) -> tuple[Scaled, int]:
+def drawn(seed: int) -> tuple[CodesProduct, int]:
+    """A random specification and a number of rows; of every second seed with weights of 4 bits."""
     draw = random.Random(seed)
     kinds: list[Codes] = ["int8", "float8_e4m3fn"]
     dtypes: list[Dtype] = ["float32", "bfloat16", "float16"]
@@ -55,6 +58,10 @@ def drawn(seed: int) -> tuple[Scaled, int]:
         slices = draw.choice([1, 2] if -(-k // 128) == 4 else [1, 2, 3])  # 4 steps make no 3 parts
     parallel = slices > 1 and draw.random() < 0.5
     epilogue = Epilogue(draw.random() < 0.5, draw.choice([None, "silu"]), draw.random() < 0.5)
+    rows = draw.choice([1, 7, 16, 33])
+    if seed % 2:
+        tiles = Tiling(draw.choice([16, 32]), draw.choice([32, 64]))
+        return grouped(draw, draw.choice(dtypes), epilogue, tiles), rows
     spec = Scaled(
         n=draw.randint(1, 90),
         k=k,
@@ -64,7 +71,20 @@ def drawn(seed: int) -> tuple[Scaled, int]:
         epilogue=epilogue,
         tiling=Tiling(draw.choice([16, 32]), draw.choice([32, 64]), slices, parallel),
     )
-    return spec, draw.choice([1, 7, 16, 33])
+    return spec, rows
+
+
+def grouped(draw: random.Random, dtype: Dtype, epilogue: Epilogue, tiles: Tiling) -> GroupScaled:
+    """Groups that share a block, fill it, span several, or are a whole row of any length."""
+    group = draw.choice([32, 64, 96, 128, 256])
+    k = group * draw.randint(1, max(1, 700 // group))
+    if draw.random() < 0.25:
+        group = k = draw.randint(1, 400)
+    lanes = byte_lanes(k, group)
+    slices = draw.choice([1, 2]) if k > 2 * lanes else 1
+    tiles = dataclasses.replace(tiles, slices=slices, parallel=slices > 1 and draw.random() < 0.5)
+    scales: Dtype = draw.choice(["float32", "bfloat16"])
+    return GroupScaled(draw.randint(1, 90), k, dtype, scales, group, lanes, epilogue, tiles)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -78,6 +98,19 @@ def test_random_products(seed: int) -> None:
 def test_more_random_products(seed: int) -> None:
     spec, rows = drawn(seed)
     assert product_error(spec, rows, seed) < 4e-6, spec
+
+
+def test_every_code_of_four_bits_at_every_place() -> None:
+    """Against a unit matrix a product gives the weight itself."""
+    spec = GroupScaled(16, 128, "float32", "float32", 32, 32)
+    codes = (torch.arange(16)[:, None] + torch.arange(128)[None]) % 16 - 8
+    given = {
+        "nibbles": layout.pack_nibbles(codes, spec),
+        "scales": torch.ones(spec.groups, 16),
+        "row_scales": torch.ones(128),
+    }
+    assert torch.equal(layout.unpack_nibbles(given["nibbles"], spec).long(), codes)
+    assert torch.equal(run(spec, torch.eye(128).to(INT8), given), codes.float().mT)
 
 
 def test_sums_of_integers_are_exact_to_the_last_bit() -> None:

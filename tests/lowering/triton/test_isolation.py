@@ -23,6 +23,8 @@ RECIPES = {
     "w4": "passes: [quantize_weights: {bits: 4, group_size: 32}]\ntarget: triton\n",
     "w8a8": "passes: [{quantize_weights: {bits: 8, group_size: null}}, quantize_activations]\n"
     "target: triton\n",
+    "w4a8": "passes: [{quantize_weights: {bits: 4, group_size: 32}}, quantize_activations]\n"
+    "target: triton\n",
 }
 
 

@@ -20,7 +20,8 @@ from planish.lowering.triton import operators
 from planish.lowering.triton.load import load, prepared
 from planish.lowering.triton.lower import kernels_of, lower
 from planish.lowering.triton.plans import Choice, Plan, read_plan, read_spec, text
-from planish.lowering.triton.specs import RowWise, Scaled, WeightOnly
+from planish.lowering.triton.row_specs import RowWise
+from planish.lowering.triton.specs import Scaled, WeightOnly
 from planish.lowering.triton.tuning import Table, Timed, key
 from planish.passes import name_of
 from planish.passes.contract import Pass
@@ -34,6 +35,7 @@ from support.quantized import distance
 
 W4 = (QuantizeWeights(bits=4, group_size=32),)
 W3Z = (QuantizeWeights(bits=3, group_size=32, symmetric=False),)
+W4A8 = (QuantizeWeights(bits=4, group_size=32), QuantizeActivations())
 W8A8 = (QuantizeWeights(bits=8, group_size=None), QuantizeActivations())
 FP8 = (
     QuantizeWeights(type="float", bits=8, group_size=None),
@@ -103,6 +105,31 @@ def test_rounded_activations_are_products_of_codes(tmp_path: Path) -> None:
     ]
 
 
+def test_four_bits_times_rounded_activations_are_products_of_codes(tmp_path: Path) -> None:
+    made = lower(quantized("llama", W4A8), tmp_path / "triton")
+    assert told(made.program) == [
+        "rms_int8_k64: -",
+        "w4a8_n64_k64_g32_m16: none",
+        "w4a8_n32_k64_g32_m16: none",
+        "w4a8_n32_k64_g32_m16: none",
+        "int8_k64: -",
+        "w4a8_n64_k64_g32_m16: residual",
+        "rms_int8_k64: -",
+        "w4a8_n192_k64_g32_m16: none",
+        "w4a8_n192_k64_g32_m16: none",
+        "silu_gate_int8_k192: -",
+        "w4a8_n64_k192_g32_m16: residual",
+        "rms_k64: -",
+    ]
+    assert made.notes == ()
+
+
+def test_zero_points_keep_weights_from_products_of_codes(tmp_path: Path) -> None:
+    shifted = (QuantizeWeights(bits=4, group_size=32, symmetric=False), QuantizeActivations())
+    found = told(lower(quantized("llama", shifted), tmp_path / "triton").program)
+    assert found[:2] == ["rms_k64: -", "w4a16_n64_k64_g32z_m16: none"]
+
+
 @pytest.mark.parametrize(
     ("family", "passes", "limit"),
     [
@@ -110,8 +137,9 @@ def test_rounded_activations_are_products_of_codes(tmp_path: Path) -> None:
         pytest.param("gpt2", W3Z, 0.0, marks=pytest.mark.slow),
         ("llama", W8A8, 3e-6),
         ("llama", FP8, 3e-6),
+        ("llama", W4A8, 3e-6),
     ],
-    ids=["w4", "w3z", "w8a8", "fp8"],
+    ids=["w4", "w3z", "w8a8", "fp8", "w4a8"],
 )
 def test_what_is_written_computes_the_same(
     family: str, passes: tuple[Pass, ...], limit: float, tmp_path: Path
