@@ -175,7 +175,7 @@ def product_rows(make: Callable[[int, int], Product], table: Table) -> list[dict
 
 def row_wise_rows() -> list[dict[str, Any]]:
     """Norms and gates: bytes a second beside those of a copy."""
-    kinds: tuple[dict[str, Any], ...] = ({"norm": True, "weight": True}, {"activation": "silu"})
+    kinds: tuple[dict[str, Any], ...] = ({"norm": "rms", "weight": True}, {"activation": "silu"})
     return [
         row_wise_line(rowwise(width, codes=codes, **kind), rows)
         for width in (4096, 8192, 14336)

@@ -69,7 +69,8 @@ def row_wise() -> Iterator[Spec]:
     """Norms, gates and rounding."""
     for codes in (None, *CODES):
         for width in (576, 4096, 8192, 28672):
-            yield rowwise(width, norm=True, weight=True, codes=codes)
+            yield rowwise(width, norm="rms", weight=True, codes=codes)
+            yield rowwise(width, norm="layer", weight=True, bias=True, codes=codes)
             yield rowwise(width, activation="silu", codes=codes)
             if codes:
                 yield rowwise(width, codes=codes)

@@ -63,7 +63,7 @@ sys.modules["triton"] = None
 from planish.lowering.triton import build, lower, row_specs
 from planish.runtime import triton_backend
 try:
-    build.function_of(row_specs.RowWise(64, norm=True))
+    build.function_of(row_specs.RowWise(64, norm="rms"))
 except build.NoTriton as error:
     print(error, file=sys.stderr)
 """

@@ -109,7 +109,8 @@ def operands(spec: Spec, rows: int) -> dict[str, Tensor]:
         shape = (rows, spec.width)
         given = {"x": torch.randn(shape).to(dtype)}
         given |= {"up": torch.randn(shape).to(dtype)} if spec.activation else {}
-        return given | ({"weight": torch.rand(spec.width).to(dtype)} if spec.weight else {})
+        vectors = [name for name in ("weight", "bias") if name in spec.operands]
+        return given | {name: torch.rand(spec.width).to(dtype) for name in vectors}
     more = {
         name: torch.randn((spec.n,) if name == "bias" else (rows, spec.n)).to(dtype)
         for name in spec.epilogue.operands

@@ -17,6 +17,10 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 Codes = Literal["int8", "float8_e4m3fn"]
 """What both operands of a product of codes are."""
 
+Norm = Literal["rms", "layer"]
+"""How rows are normed: divided by their root mean square, or, after their mean was taken off, by
+their standard deviation."""
+
 Scaling = Literal["weights", "sums"]
 """Where a group's scale is multiplied in: with each weight, rounded to the activations' dtype as a
 dequantized weight is, or with the group's float32 sum, which is more accurate and cheaper, and
@@ -40,10 +44,10 @@ def check_words(spec: Any) -> None:
     """
     dtypes = get_args(Dtype)
     words = {"dtype": dtypes, "scale_dtype": dtypes, "scaling": get_args(Scaling)}
-    words["codes"] = get_args(Codes)
+    words |= {"codes": get_args(Codes), "norm": get_args(Norm)}
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
-        if field.name == "codes" and value is None and "None" in str(field.type):
+        if value is None and "None" in str(field.type):
             continue
         if field.name in words and value not in words[field.name]:
             raise NoKernel(f"{field.name} is {value!r}; it may be {', '.join(words[field.name])}.")

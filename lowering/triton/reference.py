@@ -69,7 +69,10 @@ def of_codes(spec: CodesProduct, x: Tensor, tensors: Mapping[str, Tensor]) -> Te
 def row_wise(spec: RowWise, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     """Give y [M, K]; or its codes, and scales float32 [M]."""
     y = tensors["x"]
-    if spec.norm:
+    if spec.norm == "layer":
+        affine = tensors.get("weight"), tensors.get("bias")
+        y = functional.layer_norm(y, (spec.width,), *affine, spec.eps)
+    if spec.norm == "rms":
         y = ops.rms_norm(y, tensors.get("weight"), spec.eps)
     if spec.activation:
         y = ops.gated(y, tensors["up"], spec.activation)

@@ -21,8 +21,7 @@ from planish.ir.edit import Edit
 from planish.ir.program import Program
 from planish.ir.quant import FP8, QuantizedTensor
 from planish.lowering.triton import operators
-from planish.lowering.triton.fields import Dtype, Epilogue, NoKernel
-from planish.lowering.triton.generators import Spec
+from planish.lowering.triton.fields import Codes, Dtype, Epilogue, NoKernel
 from planish.lowering.triton.layout import stored, stored_nibbles
 from planish.lowering.triton.nodes import (
     added,
@@ -32,10 +31,9 @@ from planish.lowering.triton.nodes import (
     named,
     node_of,
     only_user,
-    width_of,
 )
 from planish.lowering.triton.plans import Product, modelled, text
-from planish.lowering.triton.row_specs import rowwise
+from planish.lowering.triton.row_regions import ROWS, as_they_are, rows_of
 from planish.lowering.triton.specs import (
     SLICES,
     CodesProduct,
@@ -72,7 +70,7 @@ def replaced(program: Program, *, bitwise: bool) -> tuple[Program, tuple[str, ..
             found.codes(node)
         for node in edit.nodes(aten.linear.default):
             found.product(node)
-        for node in edit.nodes(ops.rms_norm, ops.gated):
+        for node in edit.nodes(*ROWS):
             found.row_wise(node)
     return edit.program, tuple(found.notes)
 
@@ -93,13 +91,14 @@ class _Regions:
         if not (readers and scheme.dynamic and scheme.per_token):
             return
         source = node_of(node.args[0])
-        kind = "int8" if scheme.dtype == INT8 else "float8_e4m3fn"
-        fused = source if _read_once(source) and _has_rows(source) else None
+        kind: Codes = "int8" if scheme.dtype == INT8 else "float8_e4m3fn"
+        fused = source if _read_once(source) and source.target in ROWS else None
         try:
-            x, operands, made = _rows(fused, kind) if fused else (source, [], _plain(source, kind))
+            found = rows_of(fused, kind) if fused else (source, [], as_they_are(source, kind))
         except NoKernel as error:
             self.notes.append(f"{node.name} is rounded by torch: {error}")
             return
+        x, operands, made = found
         pair = self._edit.call(
             operators.row_codes, x, operands, text(made), operators.KERNEL, before=node
         )
@@ -230,7 +229,7 @@ class _Regions:
         if not any(user.users or user not in self._made for user in node.users):
             return  # only what has become codes reads it
         try:
-            x, operands, made = _rows(node, None)
+            x, operands, made = rows_of(node, None)
         except NoKernel as error:
             self.notes.append(f"{node.name} is computed by torch: {error}")
             return
@@ -264,26 +263,3 @@ def _rounded_alone(node: fx.Node, made: Any) -> bool:
 
 def _read_once(node: fx.Node) -> bool:
     return len(node.users) == 1
-
-
-def _has_rows(node: fx.Node) -> bool:
-    return node.target in {ops.rms_norm, ops.gated}
-
-
-def _plain(node: fx.Node, codes: Any) -> Spec:
-    return rowwise(width_of(node), dtype=named(node.meta["val"].dtype), codes=codes)
-
-
-def _rows(node: fx.Node, codes: Any) -> tuple[fx.Node, list[fx.Node], Spec]:
-    """A norm's or a gate's input, operands and specification."""
-    x = node_of(node.args[0])
-    more: dict[str, Any] = {"dtype": named(x.meta["val"].dtype), "codes": codes}
-    if node.target is ops.gated:
-        _, up, activation = node.args
-        return x, [node_of(up)], rowwise(width_of(x), activation=str(activation), **more)
-    _, weight, eps = node.args
-    if isinstance(weight, fx.Node) and weight.meta["val"].dtype != x.meta["val"].dtype:
-        raise NoKernel(f"{node} has a weight of another dtype.")
-    operands = [weight] if isinstance(weight, fx.Node) else []
-    made = rowwise(width_of(x), norm=True, eps=float(eps), weight=bool(operands), **more)  # type: ignore[arg-type]
-    return x, operands, made

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planish.ir.ops import ACTIVATIONS
-from planish.lowering.triton.fields import Codes, Dtype, NoKernel, check_words
+from planish.lowering.triton.fields import Codes, Dtype, NoKernel, Norm, check_words
 
 WIDEST_ROW = 32_768
 """The longest row that a program keeps in registers."""
@@ -20,10 +20,11 @@ class RowWise:
 
     Attributes:
         width: K.
-        dtype: of x, y, the weight and `up`.
-        norm: whether rows are divided by their root mean square.
-        eps: what is added to the mean of squares.
+        dtype: of x, y, the weight, the bias and `up`.
+        norm: how rows are normed; None for no norm.
+        eps: what is added to the mean of squares, or to the variance.
         weight: whether the normed row is multiplied by a vector [K].
+        bias: whether a vector [K] is added then; only layer norms have it.
         activation: of gated units: the row becomes activation(x) · up; None for no gate.
         codes: what rows are rounded to, if they are.
         warps: of a program.
@@ -31,9 +32,10 @@ class RowWise:
 
     width: int
     dtype: Dtype = "bfloat16"
-    norm: bool = False
+    norm: Norm | None = None
     eps: float = 1e-6
     weight: bool = False
+    bias: bool = False
     activation: str | None = None
     codes: Codes | None = None
     warps: int = 4
@@ -48,21 +50,22 @@ class RowWise:
             raise NoKernel("a kernel either norms rows or gates them.")
         if not (self.norm or self.activation or self.codes):
             raise NoKernel("this kernel would do nothing.")
-        if self.weight and not self.norm:
-            raise NoKernel("only normed rows have a weight.")
+        if (self.weight and not self.norm) or (self.bias and self.norm != "layer"):
+            raise NoKernel("only normed rows have a weight, and only layer norms a bias.")
         if not 0 <= self.eps < 1 or self.warps not in {1, 2, 4, 8, 16}:
             raise NoKernel(f"eps {self.eps} or {self.warps} warps are out of range.")
 
     @property
     def operands(self) -> tuple[str, ...]:
         """The tensors it reads besides x."""
-        each = {"up": self.activation is not None, "weight": self.weight}
+        gated = self.activation is not None
+        each = {"up": gated, "weight": self.weight, "bias": self.bias}
         return tuple(name for name, taken in each.items() if taken)
 
     @property
     def name(self) -> str:
         """For people and for the kernel's function."""
-        kinds = ["rms"] if self.norm else []
+        kinds: list[str] = [self.norm] if self.norm else []
         kinds += [self.activation, "gate"] if self.activation else []
         kinds += [self.codes] if self.codes else []
         return f"{'_'.join(kinds)}_k{self.width}"

@@ -36,10 +36,13 @@ FIELDS = {
     "WeightOnly": "n k dtype scale_dtype bits group zeros lanes scaling epilogue tiling",
     "Scaled": "n k dtype codes accurate step epilogue tiling",
     "GroupScaled": "n k dtype scale_dtype group lanes epilogue tiling",
-    "RowWise": "width dtype norm eps weight activation codes warps",
+    "RowWise": "width dtype norm eps weight bias activation codes warps",
     "Epilogue": "bias activation multiply residual",
 }
 """By kind of specification, every field it has; `planish.lowering.triton.specs` explains them."""
+
+NORMS = {None: "", "rms": "rms norm", "layer": "norm"}
+"""What each norm is in the vocabulary."""
 
 Fields = Mapping[str, Any]
 
@@ -180,12 +183,15 @@ def _row(call: Call) -> Expression:
     spec = _specification(call, "RowWise")
     y: Expression = call["x"]
     _fits("x", y, (*y.shape[:-1], spec["width"]))
-    order = {"up": bool(spec["activation"]), "weight": spec["weight"]}
+    order = {"up": bool(spec["activation"]), "weight": spec["weight"], "bias": spec["bias"]}
     given = _named((name for name, taken in order.items() if taken), call)
     for name, one in given.items():
         _fits(name, one, y.shape if name == "up" else y.shape[-1:])
-    if spec["norm"]:
-        y = affine(along("rms norm", y, (len(y.shape) - 1,)), given.get("weight"), None)
+    if spec["norm"] not in NORMS:
+        raise NotCovered(f"a norm {spec['norm']!r}")
+    if kind := NORMS[spec["norm"]]:
+        y = along(kind, y, (len(y.shape) - 1,))
+    y = affine(y, given.get("weight"), given.get("bias"))
     if spec["activation"]:
         y = pointwise("hadamard", pointwise("nonlinear", y), given["up"])
     return y

@@ -108,6 +108,8 @@ CHANGES: list[tuple[str, int, Callable[[list[Any]], None], str]] = [
     (SCALED, 2, fields(operator="WeightOnly"), "other than Scaled or GroupScaled"),
     (NORM, 0, fields(width=2), "x: shape"),
     (NORM, 1, fields(weight=False), "1 operands, where the specification has 0"),
+    (NORM, 1, fields(norm="batch"), "a norm 'batch'"),
+    (NORM, 2, fields(bias=False), "2 operands, where the specification has 1"),
     (CODES, 2, fields(width=1), "x: shape"),
 ]
 

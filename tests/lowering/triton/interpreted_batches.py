@@ -141,8 +141,9 @@ RIGHT: tuple[Spec, ...] = (
     Scaled(40, 300, epilogue=Epilogue(residual=True), tiling=Tiling(slices=2, parallel=True)),
     Scaled(40, 300, codes="float8_e4m3fn"),
     GroupScaled(40, 192, epilogue=Epilogue(bias=True)),
-    rowwise(300, norm=True, weight=True),
+    rowwise(300, norm="rms", weight=True),
     rowwise(300, activation="gelu", codes="int8"),
+    rowwise(300, norm="layer", weight=True, bias=True, codes="int8"),
     rowwise(300, codes="float8_e4m3fn"),
 )
 
@@ -170,6 +171,8 @@ def fresh() -> Iterator[None]:
         (RIGHT[3], "y *= row_scale[None, :]", "y *= 1.0"),
         (RIGHT[5], "nibbles & -16", "nibbles & -8"),
         (RIGHT[6], "mean + EPS", "mean * 2.0"),
+        (RIGHT[8], "y += tl.load(bias_ptr", "y -= tl.load(bias_ptr"),
+        (RIGHT[8], "inside, y - tl.sum(y, 0) / K", "inside, y"),
         (RIGHT[7], "tl.max(size, 0)", "tl.max(size, 0) * 2.0 + 1.0 / (rows - rows)"),
     ],
 )
@@ -208,7 +211,7 @@ def test_a_kernel_that_fails_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("out of resources")
 
     monkeypatch.setattr(check, "run_rows", failing)
-    assert wrong(RowWise(64, norm=True), CPU) == "it fails: RuntimeError: out of resources"
+    assert wrong(RowWise(64, norm="rms"), CPU) == "it fails: RuntimeError: out of resources"
 
 
 W4 = (QuantizeWeights(bits=4, group_size=32),)

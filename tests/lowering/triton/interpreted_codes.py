@@ -6,12 +6,13 @@ import random
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from planish.ir import ops
 from planish.ir.activations import INT8, fake_quantize
 from planish.ir.quant import FP8
 from planish.lowering.triton import layout, reference
-from planish.lowering.triton.fields import Codes, Dtype, Epilogue, Tiling
+from planish.lowering.triton.fields import Codes, Dtype, Epilogue, Norm, Tiling
 from planish.lowering.triton.launch import run, run_rows
 from planish.lowering.triton.row_specs import RowWise
 from planish.lowering.triton.specs import CodesProduct, GroupScaled, Scaled, byte_lanes
@@ -123,13 +124,25 @@ def test_sums_of_integers_are_exact_to_the_last_bit() -> None:
 
 
 ROWS = [
-    RowWise(96, "float32", norm=True, weight=True),
-    RowWise(1000, "float32", norm=True, eps=1e-5),
-    RowWise(577, "bfloat16", norm=True, weight=True),
+    RowWise(96, "float32", norm="rms", weight=True),
+    RowWise(1000, "float32", norm="rms", eps=1e-5),
+    RowWise(577, "bfloat16", norm="rms", weight=True),
+    RowWise(96, "float32", norm="layer", weight=True, bias=True),
+    RowWise(1000, "bfloat16", norm="layer", weight=True),
+    RowWise(577, "float16", norm="layer", bias=True, eps=1e-5),
+    RowWise(1, "float32", norm="layer"),
     RowWise(96, "float32", activation="silu"),
     RowWise(100, "float16", activation="gelu_tanh"),
     RowWise(1, "float32", activation="relu"),
 ]
+
+
+def normed(spec: RowWise, given: dict[str, Tensor]) -> Tensor:
+    x, weight, bias = (given.get(name) for name in ("x", "weight", "bias"))
+    assert x is not None
+    if spec.norm == "layer":
+        return functional.layer_norm(x, (spec.width,), weight, bias, spec.eps)
+    return ops.rms_norm(x, weight, spec.eps) if spec.norm else x
 
 
 @pytest.mark.parametrize("spec", ROWS, ids=str)
@@ -137,28 +150,29 @@ def test_rows_are_normed_and_gated(spec: RowWise) -> None:
     draw, dtype = torch.Generator().manual_seed(0), getattr(torch, spec.dtype)
     given = {"x": torch.randn(5, spec.width, generator=draw)}
     given |= {"up": torch.randn(5, spec.width, generator=draw)} if spec.activation else {}
-    given |= {"weight": torch.rand(spec.width, generator=draw) + 0.5} if spec.weight else {}
+    for name in {"weight", "bias"} & {*spec.operands}:
+        given[name] = torch.rand(spec.width, generator=draw) + 0.5
     given["x"][3] = 0
     given = {name: each.to(dtype) for name, each in given.items()}
     (found,) = run_rows(spec, given)
     wide = {name: each.double() for name, each in given.items()}
-    if spec.norm:
-        exact = ops.rms_norm(wide["x"], wide.get("weight"), spec.eps)
-    else:
-        exact = ops.gated(wide["x"], wide["up"], str(spec.activation))
+    exact = normed(spec, wide)
+    if spec.activation:
+        exact = ops.gated(wide["x"], wide["up"], spec.activation)
     assert found.dtype == dtype
     assert distance(found, exact) < 2e-6
 
 
 @pytest.mark.parametrize("codes", ["int8", "float8_e4m3fn"])
-@pytest.mark.parametrize("norm", [False, True])
-def test_rows_are_rounded_as_the_program_rounds_them(codes: Codes, norm: bool) -> None:
-    spec = RowWise(200, "float32", norm=norm, weight=norm, codes=codes)
+@pytest.mark.parametrize("norm", [None, "rms", "layer"])
+def test_rows_are_rounded_as_the_program_rounds_them(codes: Codes, norm: Norm | None) -> None:
+    spec = RowWise(200, "float32", norm, weight=norm is not None, bias=norm == "layer", codes=codes)
     x = torch.randn(40, 200, generator=torch.Generator().manual_seed(0)) * 3
     x[1], x[2, 7], x[3, 9], x[4, :4] = 0, NAN, INF, torch.tensor([1e4, -1e4, 5e3, 1e-3])
-    given = {"x": x, **({"weight": torch.linspace(0.5, 2, 200)} if norm else {})}
-    found, scale = run_rows(spec, given)
-    source = ops.rms_norm(x, given.get("weight"), spec.eps) if norm else x
+    vectors = {"weight": torch.linspace(0.5, 2, 200), "bias": torch.linspace(-1, 1, 200)}
+    vectors = {name: each for name, each in vectors.items() if name in spec.operands}
+    found, scale = run_rows(spec, {"x": x, **vectors})
+    source = normed(spec, {"x": x, **vectors})
     wanted = fake_quantize(source, None, getattr(torch, codes), True)
     restored = found.float() * scale[:, None]
     finite = wanted.isfinite().all(1)

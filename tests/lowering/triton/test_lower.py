@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from planish import api
+from planish.ir.capture.export import from_module
 from planish.ir.errors import PlanishError
 from planish.ir.program import Program
 from planish.lowering.artifact import BadArtifact
@@ -122,6 +124,48 @@ def test_four_bits_times_rounded_activations_are_products_of_codes(tmp_path: Pat
         "rms_k64: -",
     ]
     assert made.notes == ()
+
+
+def test_layer_norms_are_fused_with_rounding(tmp_path: Path) -> None:
+    made = lower(quantized("gpt2", W8A8), tmp_path / "triton")
+    assert told(made.program) == [
+        "layer_int8_k64: -",
+        "w8a8_n192_k64_m16: bias",
+        "int8_k64: -",
+        "w8a8_n64_k64_m16: bias, residual",
+        "layer_int8_k64: -",
+        "w8a8_n192_k64_m16: bias, gelu_tanh",
+        "int8_k192: -",
+        "w8a8_n64_k192_m16: bias, residual",
+        "layer_k64: -",
+    ]
+    sample = captured("gpt2", 1)[1].samples[0]
+    wanted, found = (one.run(**sample)["logits"] for one in (quantized("gpt2", W8A8), made.program))
+    assert distance(found, wanted.double()) < 3e-6
+
+
+class Norms(nn.Module):
+    """Layer norms over one dimension, over two, and without weight and bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.LayerNorm(8), nn.LayerNorm([3, 8])
+        self.bare = nn.LayerNorm(8, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.bare(self.two(self.one(x)))
+
+
+def test_layer_norms_over_more_than_rows_stay_with_torch(tmp_path: Path) -> None:
+    program = from_module(Norms().eval(), torch.randn(2, 3, 8))
+    made = lower(program, tmp_path / "triton")
+    assert told(made.program) == ["layer_k8: -", "layer_k8: -"]
+    (note,) = made.notes
+    assert note.endswith("norms over more than the last dimension.")
+    (wanted,), (found,) = (
+        one.run(**program.samples[0]).values() for one in (program, made.program)
+    )
+    assert torch.equal(found, wanted)
 
 
 def test_zero_points_keep_weights_from_products_of_codes(tmp_path: Path) -> None:
@@ -338,7 +382,7 @@ def test_operators_agree_with_their_shapes() -> None:
     calls: list[tuple[Any, tuple[Any, ...]]] = [
         (operators.weight_only, (x, packed, [], text(product), plan)),
         (operators.scaled_product, (codes, scales, narrow, [], text(scaled), plan)),
-        (operators.row_wise, (x, [], text(RowWise(64, "float32", norm=True)), "kernel")),
+        (operators.row_wise, (x, [], text(RowWise(64, "float32", norm="rms")), "kernel")),
         (operators.row_codes, (x, [], text(RowWise(64, "float32", codes="int8")), "kernel")),
     ]  # fmt: skip
     for target, given in calls:

@@ -36,7 +36,8 @@ SPECS: dict[str, Spec] = {
     "w8a8": Scaled(4096, 4000, epilogue=Epilogue(bias=True, residual=True)),
     "fp8-accurate": tiled_codes(Scaled(4096, 4096, codes="float8_e4m3fn", accurate=True), 64),
     "w4a8": GroupScaled(1536, 576, group=64, epilogue=Epilogue(bias=True)),
-    "norm-int8": rowwise(576, norm=True, weight=True, codes="int8"),
+    "norm-int8": rowwise(576, norm="rms", weight=True, codes="int8"),
+    "layer-norm": rowwise(768, norm="layer", weight=True, bias=True),
     "gate-fp8": rowwise(14336, activation="silu", codes="float8_e4m3fn"),
     "w8-per-row": WeightOnly(100, 1000, bits=8, group=1000, lanes=64),
 }  # fmt: skip
@@ -113,9 +114,11 @@ def test_what_a_file_may_not_say_is_refused(changed: Mapping[str, Any], message:
         (lambda: GroupScaled(16, 64, lanes=16), r"slices of 16 columns are none of \[64, 32\]"),
         (lambda: RowWise(64), "would do nothing"),
         (lambda: RowWise(64, weight=True, codes="int8"), "only normed rows have a weight"),
-        (lambda: RowWise(64, norm=True, activation="silu"), "either norms rows or gates"),
-        (lambda: RowWise(1 << 16, norm=True), "those up to 32768 do"),
-        (lambda: RowWise(64, norm=True, warps=3), "3 warps are out of range"),
+        (lambda: RowWise(64, norm="rms", bias=True), "only layer norms a bias"),
+        (lambda: RowWise(64, norm="batch"), "norm is 'batch'; it may be rms, layer"),  # type: ignore[arg-type]
+        (lambda: RowWise(64, norm="rms", activation="silu"), "either norms rows or gates"),
+        (lambda: RowWise(1 << 16, norm="rms"), "those up to 32768 do"),
+        (lambda: RowWise(64, norm="rms", warps=3), "3 warps are out of range"),
         (lambda: Tiling(parallel=True), "a single slice is not summed in parallel"),
     ],
 )
