@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from planish.ir.program import Program
+from planish.lowering.artifact import KERNELS
 
 
 def program_in(folder: Path) -> Program:
@@ -18,7 +19,7 @@ def program_in(folder: Path) -> Program:
         planish.lowering.artifact.BadArtifact: if its kernels are not those that its
             specifications generate.
     """
-    if not (folder / "kernels.json").is_file():
+    if not (folder / KERNELS).is_file():
         return Program.load(folder)
     from planish.lowering.triton.load import load  # noqa: PLC0415
 

@@ -105,8 +105,8 @@ def _specification(call: Call, *kinds: str) -> Fields:
         raise NotCovered(
             f"a specification other than {' or '.join(kinds)} with the fields known here"
         )
-    call.get("plan")  # by number of rows, how: the same function each time
-    call.get("how")
+    call.get("plan")  # which of several kernels for the same function
+    call.get("how")  # or plain torch
     return found
 
 
@@ -143,7 +143,7 @@ def _packed(call: Call, spec: Fields, count: int) -> Expression:
     for one in groups:
         _fits("scales or zero points", one, (*one.shape[:1], spec["n"]))
     parts = (Operand(words, (0, "words")), *(Operand(one, ("groups", 0)) for one in groups))
-    return Reads((spec["n"], spec["k"]), parts, "statistic")
+    return Reads((spec["n"], spec["k"]), parts, "transform")  # places in a word count
 
 
 def _named(names: Iterable[str], call: Call) -> dict[str, Expression]:
