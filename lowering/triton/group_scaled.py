@@ -2,9 +2,8 @@
 
 Two weights lie in a byte, and become bytes where they are: moved to its upper half they are 16
 times themselves, sign and all. Sums of integers are exact, so the 16 is divided out at the very
-end, which is exact too. Multiplying each group's sum by its scale costs one instruction for
-`group` products (Lin et al., "QServe", 2024, section 4, avoids it by a second, coarser scale;
-with groups of 64 it is 1/64 of the work of the tensor cores).
+end, which is exact too. Each group's sum becomes a float and meets its scale inside the loop; Lin
+et al. ("QServe", 2024, section 4) keep that out of it by two scales, which checkpoints do not have.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from torch import fx
 
 from planish.ir import ops
 from planish.lowering.triton.fields import Codes, NoKernel
-from planish.lowering.triton.nodes import named, node_of, width_of
+from planish.lowering.triton.nodes import alike, named, node_of, width_of
 from planish.lowering.triton.row_specs import RowWise, rowwise
 
 aten = torch.ops.aten
@@ -37,12 +37,20 @@ def rows_of(node: fx.Node, codes: Codes | None) -> tuple[fx.Node, list[fx.Node],
     if node.target is ops.gated:
         _, up, activation = node.args
         others, made = [node_of(up)], {"activation": str(activation)}
+        fitting = alike(x, others[0])
     else:
         others, made = _rms_norm(node) if node.target is ops.rms_norm else _layer_norm(node)
-        if any(one.meta["val"].dtype != x.meta["val"].dtype for one in others):
-            raise NoKernel(f"{node} has a weight or a bias of another dtype.")
+        fitting = all(_is_vector_for(x, one) for one in others)
+    if not fitting:
+        raise NoKernel(f"{node} reads tensors of shapes or dtypes that do not fit its rows.")
     dtype = named(x.meta["val"].dtype)
     return x, others, rowwise(width_of(x), dtype=dtype, codes=codes, **made)
+
+
+def _is_vector_for(x: fx.Node, one: fx.Node) -> bool:
+    """Whether a value has a number for each place in the rows of x, in the dtype of x."""
+    rows, vector = x.meta["val"], one.meta["val"]
+    return bool(vector.dtype == rows.dtype and vector.shape == rows.shape[-1:])
 
 
 def _rms_norm(node: fx.Node) -> tuple[list[fx.Node], dict[str, Any]]:

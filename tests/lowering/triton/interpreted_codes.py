@@ -150,8 +150,8 @@ def test_rows_are_normed_and_gated(spec: RowWise) -> None:
     draw, dtype = torch.Generator().manual_seed(0), getattr(torch, spec.dtype)
     given = {"x": torch.randn(5, spec.width, generator=draw)}
     given |= {"up": torch.randn(5, spec.width, generator=draw)} if spec.activation else {}
-    for name in {"weight", "bias"} & {*spec.operands}:
-        given[name] = torch.rand(spec.width, generator=draw) + 0.5
+    vectors = [name for name in ("weight", "bias") if name in spec.operands]
+    given |= {name: torch.rand(spec.width, generator=draw) + 0.5 for name in vectors}
     given["x"][3] = 0
     given = {name: each.to(dtype) for name, each in given.items()}
     (found,) = run_rows(spec, given)

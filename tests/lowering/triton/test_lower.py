@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from planish import api
+from planish.ir import ops
 from planish.ir.capture.export import from_module
 from planish.ir.errors import PlanishError
 from planish.ir.program import Program
@@ -166,6 +167,27 @@ def test_layer_norms_over_more_than_rows_stay_with_torch(tmp_path: Path) -> None
         one.run(**program.samples[0]).values() for one in (program, made.program)
     )
     assert torch.equal(found, wanted)
+
+
+class Gate(nn.Module):
+    """A gate."""
+
+    def forward(self, x: Tensor, up: Tensor) -> Any:
+        return nn.functional.silu(x) * up
+
+
+def test_a_gate_that_stretches_what_it_multiplies_stays_with_torch(tmp_path: Path) -> None:
+    """A kernel would read as many rows of it as x has."""
+    program = from_module(Gate().eval(), (torch.randn(2, 3, 8), torch.randn(2, 3, 8)))
+    assert told(lower(program, tmp_path / "whole").program) == ["silu_gate_k8: -"]
+    with program.edit() as edit:
+        for node in edit.nodes(ops.gated):
+            one = edit.call(torch.ops.aten.slice.Tensor, node.args[1], 0, 0, 1, before=node)
+            node.update_arg(1, one)
+    made = lower(edit.program, tmp_path / "stretched")
+    assert told(made.program) == []
+    (note,) = made.notes
+    assert note.endswith("reads tensors of shapes or dtypes that do not fit its rows.")
 
 
 def test_zero_points_keep_weights_from_products_of_codes(tmp_path: Path) -> None:
