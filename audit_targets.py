@@ -18,7 +18,8 @@ from planish.ir.isolation.labels import Labels
 from planish.ir.isolation.programs import analyse_onnx, analyse_program
 from planish.ir.isolation.verdict import Analysis
 from planish.ir.program import Program
-from planish.lowering.artifact import MANIFEST, TRITON_PROGRAM, model_file
+from planish.lowering.artifact import MANIFEST, model_file
+from planish.lowering.programs import program_in
 from planish.runtime.operators import Operator, of_onnx, of_torch
 from planish.runtime.runnable import Runnable
 
@@ -132,14 +133,9 @@ def _of_path(path: Path, told: Told) -> Analysis:
         file = model_file(path)
         if file is None:
             raise BadTarget(f"{path}: this artifact holds no model.")
-        if file == path / TRITON_PROGRAM:
-            raise BadTarget(
-                f"{path}: there are no rules for the operators of generated kernels. Convert with "
-                "target torch and the same recipe, and audit that."
-            )
         return _of_path(file if file.suffix == ".onnx" else file.parent, told)
     if (path / "program.json").is_file():
-        return analyse_program(Program.load(path), told.labels)
+        return analyse_program(program_in(path), told.labels)
     if path.is_dir() or path.suffix == ".gguf":
         from planish.ir.capture.meta import from_config  # noqa: PLC0415
 

@@ -17,6 +17,7 @@ from planish import api, console, display, recipes
 from planish.ir.errors import PlanishError
 from planish.ir.program import Program
 from planish.ir.serialize import GRAPH_FILE
+from planish.lowering.programs import program_in
 from planish.passes import PASSES
 from planish.runtime.bench import bench as measure_speed
 from planish.runtime.choices import choose
@@ -55,7 +56,7 @@ def resolve(model: str, input_shapes: Sequence[str] = ()) -> api.Model:
         BadUsage: if there is no such function.
     """
     if (Path(model) / GRAPH_FILE).is_file():
-        return Program.load(model)
+        return program_in(Path(model))
     return api.capture(*example(model, input_shapes)) if is_function(model) else model
 
 

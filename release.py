@@ -15,11 +15,17 @@ import torch
 from planish import __version__
 from planish.gate import Timing, check_gate, slower_weights, time_layers, timings_json, told
 from planish.ir.compare import compare
-from planish.ir.isolation.programs import analyse_onnx, explain, labels_of, require
+from planish.ir.isolation.programs import (
+    analyse_onnx,
+    analyse_program,
+    explain,
+    labels_of,
+    require,
+)
 from planish.ir.program import Program
 from planish.ir.progress import Progress
 from planish.lowering import artifact
-from planish.lowering.artifact import MANIFEST, MEASUREMENTS, ONNX_MODEL, Manifest
+from planish.lowering.artifact import MANIFEST, MEASUREMENTS, ONNX_MODEL, TRITON_PROGRAM, Manifest
 from planish.lowering.checkpoint import copy_companions, write_checkpoint
 from planish.lowering.compressed_tensors import NotExpressible
 from planish.lowering.gguf import write_gguf
@@ -35,12 +41,6 @@ SEVERITY = ("isolated", "unproven", "leaks")
 ONNX, TORCH, TRITON = "onnx", "torch", "triton"
 CHECKPOINT, RECIPE = "checkpoint", "recipe.yaml"
 GGUF = "model.gguf"
-
-BEFORE_LOWERING = (
-    "what the certificate says of requests in one batch, it says of the program before it was "
-    "lowered to Triton"
-)
-"""A note: rules for generated kernels' operators are not written."""
 
 REST = (
     "bitwise holds for generated kernels; torch computes the following by kernels that it chooses "
@@ -102,7 +102,10 @@ def write(
 
             made = lower_to_kernels(program, staging / TRITON, bitwise=result.policy == "bitwise")
             files[TRITON] = made.nbytes
-            notes += (*made.notes, BEFORE_LOWERING)
+            notes += made.notes
+            if result.policy != "off":
+                progress("prove what was lowered", 0, 0)
+                result = _prove_lowered(result, staging, made.program)
             if result.policy == "bitwise" and made.rest:
                 notes += (f"{REST}: {', '.join(made.rest)}",)
         else:
@@ -126,20 +129,32 @@ def write(
     return result
 
 
-def _prove_lowered(result: Result, staging: Path) -> Result:
+def _prove_lowered(result: Result, staging: Path, kernels: Program | None = None) -> Result:
     """The certificate speaks of the file that is served too: lowering could let requests meet.
+
+    Args:
+        result: to be written.
+        staging: where the lowered model lies.
+        kernels: what was lowered to generated kernels; otherwise it was to ONNX.
 
     Raises:
         planish.ir.isolation.programs.Refused: if it does, or may, under `enforce`.
     """
-    analysis = analyse_onnx(staging / ONNX_MODEL, labels_of(result.program))
-    if result.policy == "enforce":
-        require(analysis, result.policy, "the lowered ONNX model")
+    labels = labels_of(result.program)
+    if kernels is None:
+        file, what = ONNX_MODEL, "the lowered ONNX model"
+        analysis = analyse_onnx(staging / file, labels)
+    else:
+        file, what = TRITON_PROGRAM, "the program with generated kernels"
+        analysis = analyse_program(kernels, labels)
+    if result.policy in {"enforce", "bitwise"}:
+        require(analysis, result.policy, what)
     lowered = {
-        "file": ONNX_MODEL,
-        "sha256": artifact.sha256(staging / ONNX_MODEL),
+        "file": file,
+        "sha256": artifact.sha256(staging / file),
         "verdict": analysis.verdict,
         "findings": [explain(one) for one in analysis.findings],
+        "assumptions": list(analysis.assumptions),
     }
     return dataclasses.replace(
         result,

@@ -16,9 +16,9 @@ from planish.ir.isolation.programs import (
     rules_hash,
 )
 from planish.ir.isolation.verdict import Analysis
-from planish.ir.program import Program
 from planish.lowering import artifact
 from planish.lowering.artifact import BadArtifact
+from planish.lowering.programs import program_in
 
 
 @dataclass(frozen=True)
@@ -88,19 +88,14 @@ def _analysed(folder: Path, certificate: dict[str, Any]) -> Analysis:
     file = artifact.model_file(folder)
     if file is None:
         raise BadArtifact(f"{folder} holds no model that could be analysed.")
-    if file == folder / artifact.TRITON_PROGRAM:
-        raise BadArtifact(
-            f"{folder}: there are no rules for the operators of generated kernels, so the verdict "
-            "on the program that was lowered cannot be proven again. Convert with target torch "
-            "and the same recipe, and verify that."
-        )
+    lowered = file != folder / artifact.TORCH_PROGRAM
+    proven = certificate.get("lowered", {}).get("sha256") if lowered else None
+    if proven is not None and proven != artifact.sha256(file):
+        raise BadArtifact(f"{file} is not the file that the certificate in planish.json names.")
     if file.suffix == ".onnx":
-        proven = certificate.get("lowered", {}).get("sha256")
-        if proven is not None and proven != artifact.sha256(file):
-            raise BadArtifact(f"{file} is not the file that the certificate in planish.json names.")
         return analyse_onnx(file, labels)
-    program = Program.load(file.parent)
-    proven = certificate.get("graph_sha256")
+    program = program_in(file.parent)
+    proven = None if lowered else certificate.get("graph_sha256")
     if proven is not None and proven != graph_hash(program):
         raise BadArtifact(
             f"{file.parent} holds another graph than the certificate in planish.json names."

@@ -28,9 +28,10 @@ from planish.lowering.triton import layout, tuning
 from planish.lowering.triton.candidates import candidates
 from planish.lowering.triton.check import operands, wrong
 from planish.lowering.triton.launch import run_rows
-from planish.lowering.triton.operators import compute, names
+from planish.lowering.triton.operators import compute
 from planish.lowering.triton.plans import Choice, Plan, Product, modelled
-from planish.lowering.triton.specs import RowWise, Scaled, WeightOnly, rowwise
+from planish.lowering.triton.row_specs import RowWise, rowwise
+from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly
 from planish.lowering.triton.tuning import Table, Timed
 from planish.runtime.machine import this_machine
 
@@ -59,6 +60,7 @@ def checks() -> dict[str, Any]:
             WeightOnly(1536, 576, group=64, lanes=32),
             Scaled(4096, 4096, codes="float8_e4m3fn"),
             Scaled(4096, 4096),
+            GroupScaled(4096, 4096),
         )
     }
     print(f"batch sizes of 1 to 257 that change a row's bits: {apart}", flush=True)
@@ -87,7 +89,7 @@ def tensors_of(product: Product | RowWise, rows: int) -> dict[str, Tensor]:
 def weights_of(product: Product) -> list[dict[str, Tensor]]:
     """Copies of a random weight as it is stored, enough to rotate through."""
     first = tensors_of(product, 1)
-    weight = {name: first[name] for name in names(product)}
+    weight = {name: first[name] for name in product.stored}
     many = copies(sum(tensor.nbytes for tensor in weight.values()))
     return [weight, *({name: t.clone() for name, t in weight.items()} for _ in range(many - 1))]
 
@@ -96,9 +98,10 @@ def calls(
     product: Product, choice: Choice, rows: int, weights: list[dict[str, Tensor]]
 ) -> list[Call]:
     """A call a copy of the weight."""
-    kind = getattr(torch, product.codes if isinstance(product, Scaled) else product.dtype)
+    of_codes = not isinstance(product, WeightOnly)
+    kind = getattr(torch, product.codes if of_codes else product.dtype)
     x = torch.randn(rows, product.k, device=CUDA).mul(40).clamp(-127, 127).to(kind)
-    more = {"row_scales": torch.rand(rows, device=CUDA)} if isinstance(product, Scaled) else {}
+    more = {"row_scales": torch.rand(rows, device=CUDA)} if of_codes else {}
     made = []
     for weight in weights:
         given = {**weight, **more}
@@ -126,6 +129,8 @@ def floor(product: Product, rows: int) -> float:
     """Microseconds that reading and writing everything once takes."""
     if isinstance(product, Scaled):
         weight, x = product.n * product.k + 4 * product.n, rows * product.k
+    elif isinstance(product, GroupScaled):
+        weight, x = product.n * (product.k // 2 + 2 * product.groups), rows * product.k
     else:
         weight, x = 2 * product.n * (product.words + product.groups), 2 * rows * product.k
     return (weight + x + 2 * rows * product.n) / BANDWIDTH * 1e6
@@ -170,7 +175,7 @@ def product_rows(make: Callable[[int, int], Product], table: Table) -> list[dict
 
 def row_wise_rows() -> list[dict[str, Any]]:
     """Norms and gates: bytes a second beside those of a copy."""
-    kinds: tuple[dict[str, Any], ...] = ({"norm": True, "weight": True}, {"activation": "silu"})
+    kinds: tuple[dict[str, Any], ...] = ({"norm": "rms", "weight": True}, {"activation": "silu"})
     return [
         row_wise_line(rowwise(width, codes=codes, **kind), rows)
         for width in (4096, 8192, 14336)
@@ -242,6 +247,11 @@ def fp8(n: int, k: int) -> Product:
     return Scaled(n, k, codes="float8_e4m3fn")
 
 
+def four_by_eight(n: int, k: int) -> Product:
+    """W4A8 in groups of 64."""
+    return GroupScaled(n, k)
+
+
 def main() -> None:
     """Check, tune if asked, time, and write."""
     parser = argparse.ArgumentParser(description="Check and time generated kernels.")
@@ -261,7 +271,7 @@ def main() -> None:
     results |= {"triton": version, "checks": checks()}
     path = tuning.default_path()
     table = tuning.read(path, device, version)
-    makers = (weight_only, fp8, Scaled)
+    makers = (weight_only, fp8, Scaled, four_by_eight)
     if asked.tune:
         products = [make(n, k) for make in makers for n, k in SHAPES]
         timings = {tuning.key(each): tune(each) for each in products}

@@ -15,15 +15,10 @@ from pathlib import Path
 import triton
 
 from planish.lowering.triton.compiled import HOPPER, compile_for, resources
+from planish.lowering.triton.fields import Codes, Epilogue
 from planish.lowering.triton.generators import Spec, generate, spec_json
-from planish.lowering.triton.specs import (
-    Codes,
-    Epilogue,
-    Scaled,
-    WeightOnly,
-    best_lanes,
-    rowwise,
-)
+from planish.lowering.triton.row_specs import rowwise
+from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly, best_lanes, byte_lanes
 from planish.lowering.triton.tilings import ROWS, tiled, tiled_codes
 
 CODES: tuple[Codes, ...] = ("int8", "float8_e4m3fn")
@@ -59,11 +54,23 @@ def of_codes() -> Iterator[Spec]:
         yield tiled_codes(Scaled(4096, 4096, codes=codes), 1)
 
 
+def of_nibbles() -> Iterator[Spec]:
+    """Products of 8-bit codes with weights of 4 bits."""
+    for group in (32, 64, 128, 4096):
+        spec = GroupScaled(14336, 4096, group=group, lanes=byte_lanes(4096, group))
+        yield from (tiled_codes(spec, rows) for rows in ROWS)
+    for group in (32, 64):
+        spec = GroupScaled(4096, 4096, group=group, lanes=group)
+        yield from (tiled_codes(spec, rows, bitwise=True) for rows in ROWS)
+    yield tiled_codes(GroupScaled(1536, 576, lanes=byte_lanes(576, 64)), 1)
+
+
 def row_wise() -> Iterator[Spec]:
     """Norms, gates and rounding."""
     for codes in (None, *CODES):
         for width in (576, 4096, 8192, 28672):
-            yield rowwise(width, norm=True, weight=True, codes=codes)
+            yield rowwise(width, norm="rms", weight=True, codes=codes)
+            yield rowwise(width, norm="layer", weight=True, bias=True, codes=codes)
             yield rowwise(width, activation="silu", codes=codes)
             if codes:
                 yield rowwise(width, codes=codes)
@@ -73,6 +80,7 @@ def specs() -> Iterator[Spec]:
     """Every specification in the table."""
     yield from products()
     yield from of_codes()
+    yield from of_nibbles()
     yield from row_wise()
 
 

@@ -26,6 +26,7 @@ REPORT = "report.html"
 ONNX_MODEL = "onnx/model.onnx"
 TORCH_PROGRAM = "torch/program.json"
 TRITON_PROGRAM = "triton/program.json"
+KERNELS = "kernels.json"
 FORMAT = 1
 
 UNHASHED = frozenset({MANIFEST, MEASUREMENTS, REPORT})

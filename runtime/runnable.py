@@ -48,10 +48,10 @@ def of_file(file: Path, libraries: tuple[str, ...] = ()) -> Runnable:
     """
     backend: Any
     if file.name == "program.json":
-        from planish.ir.program import Program  # noqa: PLC0415
+        from planish.lowering.programs import program_in  # noqa: PLC0415
         from planish.runtime.slopes import of_program  # noqa: PLC0415
 
-        program: Any = Program.load(file.parent)  # type checkers may see that file under two names
+        program: Any = program_in(file.parent)  # type checkers may see that file under two names
         made: Any = of_program(program, sha256(file))
         found: Runnable = made
         return found

@@ -60,10 +60,10 @@ def test_lowering_to_triton_needs_no_triton() -> None:
     """Generators and references import without it; what would run a kernel says what to install."""
     script = """
 sys.modules["triton"] = None
-from planish.lowering.triton import build, lower, specs
+from planish.lowering.triton import build, lower, row_specs
 from planish.runtime import triton_backend
 try:
-    build.function_of(specs.RowWise(64, norm=True))
+    build.function_of(row_specs.RowWise(64, norm="rms"))
 except build.NoTriton as error:
     print(error, file=sys.stderr)
 """

@@ -19,6 +19,7 @@ from planish.ir.isolation.pages import Pages
 from planish.ir.isolation.parts import resolve
 from planish.ir.isolation.paths import Paths, Place
 from planish.ir.isolation.segments import Segments
+from planish.ir.rules.aten import TRUSTED
 
 Verdict = Literal["isolated", "leaks", "unproven"]
 
@@ -106,6 +107,7 @@ def judged(flow: Flow, labels: Labels) -> Analysis:
     """
     batch = labels.batch(flow.inputs)
     number = len(flow.nodes)
+    trusted = {TRUSTED[node.operator] for node in flow.nodes if node.operator in TRUSTED}
     flow, assumed = put_back(resolve(flow))
     segments = Segments(flow, labels.cu_seqlens, labels.segment_dims(flow.inputs))
     given = {value: labels.of_input(value, batch) for value in flow.inputs}
@@ -119,7 +121,7 @@ def judged(flow: Flow, labels: Labels) -> Analysis:
         tuple(OutputVerdict(one.name, one.verdict, one.requests) for one in outputs),
         findings,
         flow.unknown_operators,
-        tuple(sorted(assumed | segments.assumed)),
+        tuple(sorted(assumed | segments.assumed | trusted)),
         number,
         tuple(
             Given(

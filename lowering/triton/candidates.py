@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product as combinations
 
+from planish.lowering.triton.fields import NoKernel, Scaling, Tiling
 from planish.lowering.triton.plans import Product, tile
-from planish.lowering.triton.specs import NoKernel, Scaled, Scaling, Tiling, WeightOnly
+from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly
 from planish.lowering.triton.tilings import (
     MOST_SLICES,
     PROCESSORS,
@@ -52,9 +53,9 @@ def candidates(product: Product, rows: int) -> Iterator[Product]:
 
 
 def _with(product: Product, tiling: Tiling, scaling: Scaling) -> Product:
-    if isinstance(product, Scaled):
-        return replace(product, tiling=tiling)
-    return replace(product, tiling=tiling, scaling=scaling)
+    if isinstance(product, WeightOnly):
+        return replace(product, tiling=tiling, scaling=scaling)
+    return replace(product, tiling=tiling)
 
 
 def _fits(product: Product) -> bool:
@@ -75,6 +76,8 @@ def _stage(product: Product) -> tuple[int, int]:
     tiling = product.tiling
     if isinstance(product, Scaled):
         return tiling.columns * product.step, tiling.rows * product.step
+    if isinstance(product, GroupScaled):
+        return tiling.columns * product.lanes, tiling.rows * product.block
     wide = 4 if product.dtype == "float32" else 2
     words = product.words // product.blocks
     return tiling.columns * words * 2, tiling.rows * product.block * wide

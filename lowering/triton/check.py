@@ -22,7 +22,8 @@ from planish.lowering.triton.build import source_of
 from planish.lowering.triton.generators import Spec
 from planish.lowering.triton.launch import run, run_rows
 from planish.lowering.triton.layout import offset
-from planish.lowering.triton.specs import RowWise, Scaled, WeightOnly
+from planish.lowering.triton.row_specs import RowWise
+from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly
 
 BEYOND = 3
 """Rows of the random input beyond a whole tile, if there are tiles."""
@@ -79,9 +80,9 @@ def results(spec: Spec, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         return found[0], y, _rounding(y)
     x = given.pop("x")
     y = (
-        reference.scaled(spec, x, given)
-        if isinstance(spec, Scaled)
-        else reference.weight_only(spec, x, given)
+        reference.weight_only(spec, x, given)
+        if isinstance(spec, WeightOnly)
+        else reference.of_codes(spec, x, given)
     )
     return run(spec, x, given), y, _rounding(y)
 
@@ -108,20 +109,32 @@ def operands(spec: Spec, rows: int) -> dict[str, Tensor]:
         shape = (rows, spec.width)
         given = {"x": torch.randn(shape).to(dtype)}
         given |= {"up": torch.randn(shape).to(dtype)} if spec.activation else {}
-        return given | ({"weight": torch.rand(spec.width).to(dtype)} if spec.weight else {})
+        vectors = [name for name in ("weight", "bias") if name in spec.operands]
+        return given | {name: torch.rand(spec.width).to(dtype) for name in vectors}
     more = {
         name: torch.randn((spec.n,) if name == "bias" else (rows, spec.n)).to(dtype)
         for name in spec.epilogue.operands
     }
-    return {**(_codes(spec, rows) if isinstance(spec, Scaled) else _packed(spec, rows)), **more}
+    if isinstance(spec, WeightOnly):
+        return {**_packed(spec, rows), **more}
+    weight = _coded(spec) if isinstance(spec, Scaled) else _nibbles(spec)
+    kind = INT8 if spec.codes == "int8" else FP8
+    x = torch.randn(rows, spec.k).mul(40).clamp(-127, 127).to(kind)
+    return {"x": x, "row_scales": torch.rand(rows) + 0.5, **weight, **more}
 
 
-def _codes(spec: Scaled, rows: int) -> dict[str, Tensor]:
+def _nibbles(spec: GroupScaled) -> dict[str, Tensor]:
+    scales = (torch.rand(spec.groups, spec.n) + 0.5) * spec.k**-0.5 / 160
+    return {
+        "nibbles": layout.pack_nibbles(torch.randint(-8, 8, (spec.n, spec.k)), spec),
+        "scales": scales.to(getattr(torch, spec.scale_dtype)),
+    }
+
+
+def _coded(spec: Scaled) -> dict[str, Tensor]:
     kind = INT8 if spec.codes == "int8" else FP8
     return {
-        "x": torch.randn(rows, spec.k).mul(40).clamp(-127, 127).to(kind),
         "codes": torch.randn(spec.n, spec.k).mul(40).clamp(-127, 127).to(kind),
-        "row_scales": torch.rand(rows) + 0.5,
         "scales": (torch.rand(spec.n) + 0.5) * spec.k**-0.5 / 1600,
     }
 

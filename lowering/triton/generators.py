@@ -6,22 +6,18 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from planish.lowering.triton import rowwise, scaled, weight_only
-from planish.lowering.triton.specs import (
-    Epilogue,
-    NoKernel,
-    RowWise,
-    Scaled,
-    Tiling,
-    WeightOnly,
-)
+from planish.lowering.triton import group_scaled, rowwise, scaled, weight_only
+from planish.lowering.triton.fields import Epilogue, NoKernel, Tiling
+from planish.lowering.triton.row_specs import RowWise
+from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly
 from planish.lowering.triton.text import Source
 
-Spec = WeightOnly | Scaled | RowWise
+Spec = WeightOnly | Scaled | GroupScaled | RowWise
 
 GENERATORS: dict[type[Any], Callable[[Any], Source]] = {
     WeightOnly: weight_only.generate,
     Scaled: scaled.generate,
+    GroupScaled: group_scaled.generate,
     RowWise: rowwise.generate,
 }
 """By class of specification."""
@@ -52,6 +48,8 @@ def pointers(spec: Spec) -> tuple[str, ...]:
             found |= dict.fromkeys(("scales", "zeros"), kinds[spec.scale_dtype])
         case Scaled():
             found |= {"x": kinds[spec.codes], "codes": kinds[spec.codes], "scales": "*fp32"}
+        case GroupScaled():
+            found |= {"x": "*i8", "nibbles": "*i8", "scales": kinds[spec.scale_dtype]}
         case RowWise(codes=str(codes)):
             found["y"] = kinds[codes]
     return tuple(found.get(name, kinds[spec.dtype]) for name in generate(spec).tensors)

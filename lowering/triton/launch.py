@@ -11,13 +11,14 @@ from torch import Tensor
 from planish.lowering.triton.build import function_of, interpreted, source_of
 from planish.lowering.triton.compiled import OPTIONS
 from planish.lowering.triton.generators import Spec, warps_and_stages
-from planish.lowering.triton.specs import RowWise, Scaled, WeightOnly
+from planish.lowering.triton.row_specs import RowWise
+from planish.lowering.triton.specs import CodesProduct, WeightOnly
 
 _SCRATCH: dict[tuple[Any, ...], Tensor] = {}
 """Counters by device, stream and tile count: zero between launches, so that none is cleared."""
 
 
-def run(spec: WeightOnly | Scaled, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+def run(spec: WeightOnly | CodesProduct, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """Evaluate a product's kernel.
 
     Args:

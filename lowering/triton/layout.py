@@ -7,7 +7,8 @@ be multiplied with a contiguous part of x: nothing moves between threads. Codes 
 two planes: first their low 2 bits (the first 8 slices, then the last 8), then their high bits.
 
 Codes and zero points are stored unsigned: 2^(bits-1) is added to both. Scales and zero points are
-stored transposed, [groups, N], neighbours in N being what a program reads together.
+stored transposed, [groups, N], neighbours in N being what a program reads together. Codes of 4
+bits that are multiplied by codes of 8 are signed, and lie two to a byte; see `pack_nibbles`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from planish.ir.quant import QuantizedTensor
-from planish.lowering.triton.specs import SLICES, WORD, WeightOnly
+from planish.lowering.triton.specs import SLICES, WORD, GroupScaled, WeightOnly
 
 VERSION = 1
 """Of the layout; an artifact names the one it was written with."""
@@ -46,6 +47,25 @@ def pack(codes: Tensor, spec: WeightOnly) -> Tensor:
     return torch.cat(parts, -1).flatten(1).to(torch.int16).contiguous()
 
 
+def pack_nibbles(codes: Tensor, spec: GroupScaled) -> Tensor:
+    """Signed codes [N, K] as int8 bytes [N, blocks · lanes]; columns beyond K hold code 0.
+
+    Byte j of a block holds the code of column j in its lower half, and that of column
+    lanes + j in its upper half, both in two's complement.
+    """
+    filled = functional.pad(codes.to(torch.int8), (0, spec.blocks * spec.block - codes.shape[1]))
+    low, high = filled.unflatten(1, (spec.blocks, 2, spec.lanes)).unbind(2)
+    packed: Tensor = low & 15 | high << 4
+    return packed.flatten(1).contiguous()
+
+
+def unpack_nibbles(nibbles: Tensor, spec: GroupScaled) -> Tensor:
+    """The signed codes, int8 [N, K], that `pack_nibbles` packed."""
+    halves = nibbles.unflatten(1, (spec.blocks, 1, spec.lanes))
+    codes: Tensor = torch.cat([halves << 4 >> 4, halves >> 4], 2)
+    return codes.flatten(1)[:, : spec.k]
+
+
 def unpack(words: Tensor, spec: WeightOnly) -> Tensor:
     """The signed codes, int16 [N, K], that `pack` packed."""
     blocks = words.int().unflatten(1, (spec.blocks, -1, 1, spec.lanes)) & 0xFFFF
@@ -72,7 +92,16 @@ def stored(weight: QuantizedTensor, spec: WeightOnly) -> dict[str, Tensor]:
     return found
 
 
-def _transposed(groups: Tensor, spec: WeightOnly, fill: int) -> Tensor:
+def stored_nibbles(weight: QuantizedTensor, spec: GroupScaled) -> dict[str, Tensor]:
+    """A symmetric weight of up to 4 bits as the kernels of a specification read it."""
+    scales = weight.scale.to(getattr(torch, spec.scale_dtype))
+    return {
+        "nibbles": pack_nibbles(weight.codes, spec),
+        "scales": _transposed(scales, spec, 1),
+    }
+
+
+def _transposed(groups: Tensor, spec: WeightOnly | GroupScaled, fill: int) -> Tensor:
     """[N, G] as [`spec.groups`, N]."""
     padded = functional.pad(groups, (0, spec.groups - groups.shape[1]), value=fill)
     return padded.mT.contiguous()

@@ -91,7 +91,7 @@ def _keep_dense(edit: Any, node: fx.Node) -> None:
     """Store a weight in floating point too, for plans that multiply by it."""
     product: WeightOnly = read_spec(str(node.args[-2]))
     reads: list[fx.Node] = list(node.args[-4])  # type: ignore[arg-type]
-    parts = operators.names(product)
+    parts = product.stored
     found: dict[str, Tensor] = {
         name: edit.tensors[str(read.target)] for name, read in zip(parts, reads, strict=True)
     }

@@ -23,15 +23,14 @@ from torch import fx
 from planish.ir import ops
 from planish.ir.program import Program
 from planish.ir.text import target_text
-from planish.lowering.artifact import BadArtifact, write_json
+from planish.lowering.artifact import KERNELS, BadArtifact, write_json
 from planish.lowering.triton import layout, operators
 from planish.lowering.triton.build import source_of
+from planish.lowering.triton.fields import NoKernel
 from planish.lowering.triton.generators import Spec, spec_json, spec_of
 from planish.lowering.triton.plans import read_plan, read_spec
 from planish.lowering.triton.regions import replaced
-from planish.lowering.triton.specs import NoKernel
 
-KERNELS = "kernels.json"
 FORMAT = 1
 
 PRODUCTS = (operators.weight_only, operators.scaled_product)

@@ -8,7 +8,8 @@ elsewhere their plain torch references do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +17,11 @@ from torch.library import Library
 
 from planish.lowering.triton import layout, reference
 from planish.lowering.triton.build import interpreted
+from planish.lowering.triton.fields import NoKernel
 from planish.lowering.triton.launch import run, run_rows
 from planish.lowering.triton.plans import Choice, Product, read_plan, read_spec
-from planish.lowering.triton.specs import RowWise, Scaled, WeightOnly
+from planish.lowering.triton.row_specs import RowWise
+from planish.lowering.triton.specs import CodesProduct, WeightOnly
 
 DENSE = "dense"
 """The name of a weight's floating-point copy among its stored tensors."""
@@ -27,17 +30,10 @@ KERNEL, REFERENCE = "kernel", "reference"
 """How a row-wise operator is computed where kernels run."""
 
 
-def names(product: Product) -> tuple[str, ...]:
-    """A product's stored tensors, in order; a floating-point copy may follow them."""
-    if isinstance(product, Scaled):
-        return ("codes", "scales")
-    return ("words", "scales", "zeros") if product.zeros else ("words", "scales")
-
-
 def _tensors(
     product: Product, stored: Sequence[Tensor], operands: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    found = dict(zip((*names(product), DENSE), stored, strict=False))
+    found = dict(zip((*product.stored, DENSE), stored, strict=False))
     flat = zip(product.epilogue.operands, operands, strict=True)
     return found | {
         name: each if name == "bias" else each.reshape(-1, product.n) for name, each in flat
@@ -60,12 +56,10 @@ def _weight_only(
 
 def compute(product: Product, choice: Choice, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """A product [M, N] in the way that was chosen, or by plain torch where no kernel runs."""
-    if isinstance(product, Scaled):
-        if choice.how == "kernel" and _runs(x):
-            return run(choice.of(product), x, tensors)
-        return reference.scaled(product, x, tensors)
     if choice.how == "kernel" and _runs(x):
         return run(choice.of(product), x, tensors)
+    if not isinstance(product, WeightOnly):
+        return reference.of_codes(product, x, tensors)
     weight = tensors[DENSE] if choice.how == "dense" else layout.dense(dict(tensors), product)
     return reference.product(product, x, weight.to(x.dtype), tensors)
 
@@ -78,7 +72,7 @@ def _scaled(
     spec: str,
     plan: str,
 ) -> Tensor:
-    product: Scaled = read_spec(spec)
+    product: CodesProduct = read_spec(spec)
     flat = x.reshape(-1, product.k)
     choice = read_plan(plan).choice(flat.shape[0])
     tensors = {**_tensors(product, stored, operands), "row_scales": row_scales.reshape(-1)}
@@ -87,8 +81,7 @@ def _scaled(
 
 def _rows(x: Tensor, operands: Sequence[Tensor], spec: str, how: str) -> tuple[Tensor, ...]:
     made: RowWise = read_spec(spec)
-    listed = [*(["up"] if made.activation else []), *(["weight"] if made.weight else [])]
-    given = dict(zip(listed, operands, strict=True))
+    given = dict(zip(made.operands, operands, strict=True))
     tensors = {
         "x": x.reshape(-1, made.width),
         **{name: t.reshape(-1, made.width) if name == "up" else t for name, t in given.items()},
@@ -107,22 +100,50 @@ def _row_codes(x: Tensor, operands: Sequence[Tensor], spec: str, how: str) -> tu
     return codes, scale
 
 
-def _product_fake(x: Tensor, *rest: object) -> Tensor:
-    product: Product = read_spec(str(rest[-2]))
-    return x.new_empty((*x.shape[:-1], product.n), dtype=getattr(torch, product.dtype))
+def _product_fake(x: Tensor, *rest: Any) -> Tensor:
+    *row_scales, stored, operands, spec, _ = rest
+    product: Product = read_spec(spec)
+    lead = x.shape[:-1]
+    y = x.new_empty((*lead, product.n), dtype=getattr(torch, product.dtype))
+    _fit("x", x, (*lead, product.k))
+    for each in row_scales:
+        _fit("row_scales", each, lead)
+    for (name, shape), each in zip(product.stored.items(), stored, strict=False):
+        _fit(name, each, shape)
+    for name, each in zip(product.epilogue.operands, operands, strict=True):
+        _fit(name, each, y.shape[-1:] if name == "bias" else y.shape)
+    return y
 
 
-def _row_wise_fake(x: Tensor, *_: object) -> Tensor:
+def _row_wise_fake(x: Tensor, operands: Sequence[Tensor], spec: str, _: str) -> Tensor:
+    made: RowWise = read_spec(spec)
+    _fit("x", x, (*x.shape[:-1], made.width))
+    for name, each in zip(made.operands, operands, strict=True):
+        _fit(name, each, x.shape if name == "up" else (made.width,))
     return x.new_empty(x.shape)
 
 
-def _row_codes_fake(x: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-    made: RowWise = read_spec(str(rest[-2]))
+def _row_codes_fake(
+    x: Tensor, operands: Sequence[Tensor], spec: str, how: str
+) -> tuple[Tensor, Tensor]:
+    made: RowWise = read_spec(spec)
+    x = _row_wise_fake(x, operands, spec, how)
     codes = x.new_empty(x.shape, dtype=getattr(torch, str(made.codes)))
     return codes, x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
-_OPERATORS = {
+def _fit(name: str, tensor: Tensor, shape: Sequence[int | torch.SymInt]) -> None:
+    """Make sure of a shape: kernels read memory as their specification says.
+
+    Raises:
+        NoKernel: if it is another one.
+    """
+    if tuple(tensor.shape) != tuple(shape):
+        found, wanted = ([*map(str, one)] for one in (tensor.shape, shape))
+        raise NoKernel(f"{name} has the shape {found}, and the specification says {wanted}")
+
+
+_OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "weight_only(Tensor x, Tensor[] stored, Tensor[] operands, str spec, str plan) -> Tensor": (
         _weight_only,
         _product_fake,

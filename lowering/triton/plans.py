@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any, Literal, get_args
 
+from planish.lowering.triton.fields import NoKernel, Scaling, Tiling, check_words
 from planish.lowering.triton.generators import spec_json, spec_of
-from planish.lowering.triton.specs import NoKernel, Scaled, Scaling, Tiling, WeightOnly, check_words
+from planish.lowering.triton.specs import CodesProduct, WeightOnly
 from planish.lowering.triton.tilings import ROWS, tiled, tiled_codes
 
-Product = WeightOnly | Scaled
+Product = WeightOnly | CodesProduct
 
 How = Literal["kernel", "dequantize", "dense", "reference"]
 """A generated kernel; the weight in floating point for this one call, then an ordinary product;

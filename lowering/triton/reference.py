@@ -12,8 +12,10 @@ from planish.ir import ops
 from planish.ir.activations import INT8, scales
 from planish.ir.ops import ACTIVATIONS
 from planish.ir.quant import FP8
-from planish.lowering.triton.layout import dense
-from planish.lowering.triton.specs import Epilogue, RowWise, Scaled, WeightOnly
+from planish.lowering.triton.fields import Epilogue
+from planish.lowering.triton.layout import dense, unpack_nibbles
+from planish.lowering.triton.row_specs import RowWise
+from planish.lowering.triton.specs import CodesProduct, GroupScaled, Scaled, WeightOnly
 
 
 def finish(given: Epilogue, y: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -38,16 +40,39 @@ def weight_only(spec: WeightOnly, x: Tensor, tensors: Mapping[str, Tensor]) -> T
 def scaled(spec: Scaled, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """Give y [M, N]: codes as float64, in which their sums are exact, then the scales."""
     sums = functional.linear(x.double(), tensors["codes"].double()).float()
-    y = sums * tensors["scales"] * tensors["row_scales"][:, None]
+    return _finished(spec, sums * tensors["scales"] * tensors["row_scales"][:, None], tensors)
+
+
+def _finished(spec: CodesProduct, y: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """A float32 product after its epilogue."""
     if spec.epilogue.bias:
         y = y + tensors["bias"].float()
     return finish(spec.epilogue, y.to(getattr(torch, spec.dtype)), tensors)
 
 
+def group_scaled(spec: GroupScaled, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Give y [M, N]: codes times their scales as float64, then the scales of rows."""
+    codes = unpack_nibbles(tensors["nibbles"], spec).double().unflatten(1, (-1, spec.group))
+    scales = tensors["scales"][: codes.shape[1]].mT.double()
+    weight = (codes * scales[:, :, None]).flatten(1)
+    y = functional.linear(x.double(), weight).float() * tensors["row_scales"][:, None]
+    return _finished(spec, y, tensors)
+
+
+def of_codes(spec: CodesProduct, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Give y [M, N] of codes x [M, K]."""
+    if isinstance(spec, Scaled):
+        return scaled(spec, x, tensors)
+    return group_scaled(spec, x, tensors)
+
+
 def row_wise(spec: RowWise, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     """Give y [M, K]; or its codes, and scales float32 [M]."""
     y = tensors["x"]
-    if spec.norm:
+    if spec.norm == "layer":
+        affine = tensors.get("weight"), tensors.get("bias")
+        y = functional.layer_norm(y, (spec.width,), *affine, spec.eps)
+    if spec.norm == "rms":
         y = ops.rms_norm(y, tensors.get("weight"), spec.eps)
     if spec.activation:
         y = ops.gated(y, tensors["up"], spec.activation)

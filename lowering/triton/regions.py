@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -19,20 +19,29 @@ from planish.ir import ops
 from planish.ir.activations import INT8, ActivationScheme, fake_quantize
 from planish.ir.edit import Edit
 from planish.ir.program import Program
-from planish.ir.quant import FP8, QuantizedTensor, dequantize
+from planish.ir.quant import FP8, QuantizedTensor
 from planish.lowering.triton import operators
-from planish.lowering.triton.generators import Spec
-from planish.lowering.triton.layout import stored
+from planish.lowering.triton.fields import Codes, Dtype, Epilogue, NoKernel
+from planish.lowering.triton.layout import stored, stored_nibbles
+from planish.lowering.triton.nodes import (
+    added,
+    alike,
+    dtype_of,
+    is_weight,
+    named,
+    node_of,
+    only_user,
+)
 from planish.lowering.triton.plans import Product, modelled, text
+from planish.lowering.triton.row_regions import ROWS, as_they_are, rows_of
 from planish.lowering.triton.specs import (
     SLICES,
-    Dtype,
-    Epilogue,
-    NoKernel,
+    CodesProduct,
+    GroupScaled,
     Scaled,
     WeightOnly,
     best_lanes,
-    rowwise,
+    byte_lanes,
 )
 
 aten = torch.ops.aten
@@ -44,7 +53,8 @@ ACTIVATIONS: dict[Any, str] = {
 }
 """Operators that an epilogue has, by its names."""
 
-DTYPES: dict[torch.dtype, Dtype] = {getattr(torch, name): name for name in get_args(Dtype)}
+NIBBLE = 4
+"""Bits of the widest codes of which two lie in a byte."""
 
 
 def replaced(program: Program, *, bitwise: bool) -> tuple[Program, tuple[str, ...]]:
@@ -60,7 +70,7 @@ def replaced(program: Program, *, bitwise: bool) -> tuple[Program, tuple[str, ..
             found.codes(node)
         for node in edit.nodes(aten.linear.default):
             found.product(node)
-        for node in edit.nodes(ops.rms_norm, ops.gated):
+        for node in edit.nodes(*ROWS):
             found.row_wise(node)
     return edit.program, tuple(found.notes)
 
@@ -77,17 +87,18 @@ class _Regions:
     def codes(self, node: fx.Node) -> None:
         """Rounding that products of codes read: what rounds it, and before it a norm or gate."""
         scheme = ActivationScheme.read_by(node)
-        readers = [user for user in node.users if self._weight_of_codes(user, scheme)]
+        readers = [user for user in node.users if self._of_codes(user, scheme)]
         if not (readers and scheme.dynamic and scheme.per_token):
             return
-        source = _node(node.args[0])
-        kind = "int8" if scheme.dtype == INT8 else "float8_e4m3fn"
-        fused = source if _read_once(source) and _has_rows(source) else None
+        source = node_of(node.args[0])
+        kind: Codes = "int8" if scheme.dtype == INT8 else "float8_e4m3fn"
+        fused = source if _read_once(source) and source.target in ROWS else None
         try:
-            x, operands, made = _rows(fused, kind) if fused else (source, [], _plain(source, kind))
+            found = rows_of(fused, kind) if fused else (source, [], as_they_are(source, kind))
         except NoKernel as error:
             self.notes.append(f"{node.name} is rounded by torch: {error}")
             return
+        x, operands, made = found
         pair = self._edit.call(
             operators.row_codes, x, operands, text(made), operators.KERNEL, before=node
         )
@@ -95,27 +106,33 @@ class _Regions:
         self._made[node] = (parts[0], parts[1])
         self._edit.record(node, f"codes by {made.name}")
 
-    def _weight_of_codes(self, node: fx.Node, scheme: ActivationScheme) -> QuantizedTensor | None:
-        """The weight that a node multiplies codes by, if a kernel takes it: one scale a row."""
-        if node.target is not aten.linear.default or not _is_weight(node.args[1]):
+    def _of_codes(
+        self, node: fx.Node, scheme: ActivationScheme
+    ) -> tuple[CodesProduct, QuantizedTensor] | None:
+        """The product of codes that a node is, and its weight; None if no kernel takes it."""
+        if node.target is not aten.linear.default or not is_weight(node.args[1]):
             return None
-        _, weight = QuantizedTensor.read_by(_node(node.args[1]), self._edit.tensors)
-        fits = len(weight.shape) == 2 and weight.scale.shape[-1] == 1 and weight.zero_point is None
-        floating = scheme.dtype == FP8
-        return weight if fits and weight.scheme.floating == floating else None
+        _, weight = QuantizedTensor.read_by(node_of(node.args[1]), self._edit.tensors)
+        floating = weight.scheme.floating
+        if weight.zero_point is not None or floating != (scheme.dtype == FP8):
+            return None
+        try:
+            return _codes_spec(weight, dtype_of(node)), weight
+        except NoKernel:
+            return None
 
     def product(self, node: fx.Node) -> None:
         """A product with a quantized weight, and what follows it."""
-        if not _is_weight(node.args[1]):
+        if not is_weight(node.args[1]):
             return
-        name, weight = QuantizedTensor.read_by(_node(node.args[1]), self._edit.tensors)
-        x = _node(node.args[0])
+        name, weight = QuantizedTensor.read_by(node_of(node.args[1]), self._edit.tensors)
+        x = node_of(node.args[0])
         try:
             if x in self._made:
                 scheme = ActivationScheme.read_by(x)
-                fitting = self._weight_of_codes(node, scheme)
-                if fitting is not None:
-                    self._codes_product(node, name, fitting, *self._made[x])
+                found = self._of_codes(node, scheme)
+                if found is not None:
+                    self._codes_product(node, name, *found, *self._made[x])
                     return
             self._weight_only(node, name, weight)
         except NoKernel as error:
@@ -131,8 +148,8 @@ class _Regions:
         product = WeightOnly(
             n=n,
             k=k,
-            dtype=_dtype(node),
-            scale_dtype=_named(weight.scale.dtype),
+            dtype=dtype_of(node),
+            scale_dtype=named(weight.scale.dtype),
             bits=weight.scheme.bits,
             group=group,
             zeros=weight.zero_point is not None,
@@ -144,13 +161,23 @@ class _Regions:
         self._finish(operators.weight_only, node, last, (node.args[0],), reads, operands, product)
 
     def _codes_product(
-        self, node: fx.Node, name: str, weight: QuantizedTensor, x: fx.Node, scale: fx.Node
+        self,
+        node: fx.Node,
+        name: str,
+        made: CodesProduct,
+        weight: QuantizedTensor,
+        x: fx.Node,
+        scale: fx.Node,
     ) -> None:
-        n, k = weight.shape
-        made = Scaled(n, k, _dtype(node), "float8_e4m3fn" if weight.scheme.floating else "int8")
         last, operands, epilogue = self._epilogue(node)
         product = replace(made, epilogue=epilogue)
-        tensors = {"codes": weight.codes.contiguous(), "scales": weight.scale.float().flatten()}
+        if isinstance(product, GroupScaled):
+            tensors = stored_nibbles(weight, product)
+        else:
+            tensors = {
+                "codes": weight.codes.contiguous(),
+                "scales": weight.scale.float().flatten(),
+            }
         reads = self._stored(name, tensors, last)
         self._finish(operators.scaled_product, node, last, (x, scale), reads, operands, product)
 
@@ -182,18 +209,18 @@ class _Regions:
         bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
         if isinstance(bias, fx.Node):
             made, operands = replace(made, bias=True), [bias]
-        after = _only_user(last)
+        after = only_user(last)
         if after is not None and after.target in ACTIVATIONS:
             tanh = "_tanh" if after.kwargs.get("approximate") == "tanh" else ""
             made, last = replace(made, activation=ACTIVATIONS[after.target] + tanh), after
         elif after is not None and after.target is ops.gated and after.args[0] is last:
             gate, up, activation = after.args
-            up, gate = _node(up), _node(gate)
-            if up is not gate and _alike(up, gate) and not _rounded_alone(after, self._made):
+            up, gate = node_of(up), node_of(gate)
+            if up is not gate and alike(up, gate) and not _rounded_alone(after, self._made):
                 made = replace(made, activation=str(activation), multiply=True)
                 last, operands = after, [*operands, up]
-        after = _only_user(last)
-        if after is not None and (other := _added(after, last)) is not None:
+        after = only_user(last)
+        if after is not None and (other := added(after, last)) is not None:
             made, last, operands = replace(made, residual=True), after, [*operands, other]
         return last, operands, made
 
@@ -202,7 +229,7 @@ class _Regions:
         if not any(user.users or user not in self._made for user in node.users):
             return  # only what has become codes reads it
         try:
-            x, operands, made = _rows(node, None)
+            x, operands, made = rows_of(node, None)
         except NoKernel as error:
             self.notes.append(f"{node.name} is computed by torch: {error}")
             return
@@ -212,87 +239,27 @@ class _Regions:
         self._edit.replace(node, new, f"{made.name} for {node}")
 
 
+def _codes_spec(weight: QuantizedTensor, dtype: Dtype) -> CodesProduct:
+    """The product of codes with a weight: of bytes, or of halves of bytes.
+
+    Raises:
+        NoKernel: if the weight is no matrix, or its scales are not such as kernels apply.
+    """
+    if len(weight.shape) != 2:
+        raise NoKernel("stacks of weights are multiplied one by one.")
+    n, k = weight.shape
+    if weight.scheme.bits <= NIBBLE:
+        group = weight.scheme.group_size or k
+        return GroupScaled(n, k, dtype, named(weight.scale.dtype), group, byte_lanes(k, group))
+    if weight.scale.shape[-1] != 1:
+        raise NoKernel("codes of 8 bits have one scale a row.")
+    return Scaled(n, k, dtype, "float8_e4m3fn" if weight.scheme.floating else "int8")
+
+
 def _rounded_alone(node: fx.Node, made: Any) -> bool:
     """Whether rounding to codes, which computes the gate too, is all that reads a gate."""
     return all(user in made or user.target is operators.row_codes for user in node.users)
 
 
-def _node(argument: Any) -> fx.Node:
-    assert isinstance(argument, fx.Node)
-    return argument
-
-
-def _is_weight(argument: Any) -> bool:
-    return isinstance(argument, fx.Node) and argument.target is dequantize
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    users = list(node.users)
-    return users[0] if len(users) == 1 else None
-
-
 def _read_once(node: fx.Node) -> bool:
     return len(node.users) == 1
-
-
-def _has_rows(node: fx.Node) -> bool:
-    return node.target in {ops.rms_norm, ops.gated}
-
-
-def _added(node: fx.Node, one: fx.Node) -> fx.Node | None:
-    """What a node adds to `one`, if it is a tensor of the same shape and dtype."""
-    if node.target is not aten.add.Tensor or node.kwargs or len(node.args) != 2:
-        return None
-    first, second = node.args
-    other = second if first is one else first
-    if not isinstance(other, fx.Node) or other is one:
-        return None
-    return other if _alike(other, one) else None
-
-
-def _alike(one: fx.Node, other: fx.Node) -> bool:
-    """Whether two values have the same shape and dtype, so that nothing is stretched."""
-    forms = [
-        (str(value.shape), value.dtype) if isinstance(value, Tensor) else None
-        for value in (one.meta.get("val"), other.meta.get("val"))
-    ]
-    return forms[0] is not None and forms[0] == forms[1]
-
-
-def _dtype(node: fx.Node) -> Dtype:
-    value, given = node.meta["val"], _node(node.args[0]).meta["val"]
-    if given.dtype != value.dtype:
-        raise NoKernel(f"{node} reads {given.dtype} and gives {value.dtype}.")
-    return _named(value.dtype)
-
-
-def _named(dtype: torch.dtype) -> Dtype:
-    if dtype not in DTYPES:
-        raise NoKernel(f"no kernel computes in {dtype}.")
-    return DTYPES[dtype]
-
-
-def _width(node: fx.Node) -> int:
-    width = node.meta["val"].shape[-1] if node.meta["val"].dim() else 0
-    if not isinstance(width, int):
-        raise NoKernel(f"the width of {node} is not fixed.")
-    return width
-
-
-def _plain(node: fx.Node, codes: Any) -> Spec:
-    return rowwise(_width(node), dtype=_named(node.meta["val"].dtype), codes=codes)
-
-
-def _rows(node: fx.Node, codes: Any) -> tuple[fx.Node, list[fx.Node], Spec]:
-    """A norm's or a gate's input, operands and specification."""
-    x = _node(node.args[0])
-    more: dict[str, Any] = {"dtype": _named(x.meta["val"].dtype), "codes": codes}
-    if node.target is ops.gated:
-        _, up, activation = node.args
-        return x, [_node(up)], rowwise(_width(x), activation=str(activation), **more)
-    _, weight, eps = node.args
-    if isinstance(weight, fx.Node) and weight.meta["val"].dtype != x.meta["val"].dtype:
-        raise NoKernel(f"{node} has a weight of another dtype.")
-    operands = [weight] if isinstance(weight, fx.Node) else []
-    made = rowwise(_width(x), norm=True, eps=float(eps), weight=bool(operands), **more)  # type: ignore[arg-type]
-    return x, operands, made

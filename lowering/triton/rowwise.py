@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from planish.ir.activations import reach
 from planish.ir.quant import FP8
-from planish.lowering.triton.specs import RowWise
+from planish.lowering.triton.row_specs import RowWise
 from planish.lowering.triton.text import (
     ACTIVATION_LINES,
     Source,
@@ -22,15 +22,21 @@ ROUND = "12582912.0"
 to even, where a conversion to integers would cut off."""
 
 
+NORMED = {
+    "rms": "normed by their root mean square",
+    "layer": "normed by mean and standard deviation",
+}
+"""In words."""
+
+
 def generate(spec: RowWise) -> Source:
     """The kernel of a specification."""
-    tensors = ["x", *(["up"] if spec.activation else []), *(["weight"] if spec.weight else [])]
-    tensors += ["y", *(["row_scales"] if spec.codes else [])]
+    tensors = ["x", *spec.operands, "y", *(["row_scales"] if spec.codes else [])]
     block = 1 << (spec.width - 1).bit_length()
     constants = {
         "K": (spec.width, "numbers in a row"),
         "BLOCK": (block, "the next power of two"),
-        "EPS": (spec.eps, "added to the mean of squares"),
+        "EPS": (spec.eps, "added below the root"),
     }
     body = [
         "row = tl.program_id(0).to(tl.int64)  # offsets may exceed 32 bits",
@@ -38,7 +44,8 @@ def generate(spec: RowWise) -> Source:
         "k = tl.arange(0, BLOCK)",
         "inside = k < K",
         "y = tl.load(x_ptr + row * K + k, mask=inside, other=0.0).to(tl.float32)",
-        *(_norm(spec) if spec.norm else []),
+        *(_norm(spec) if spec.norm == "rms" else []),
+        *(_layer_norm(spec) if spec.norm == "layer" else []),
         *(_gate(spec) if spec.activation else []),
         *(_codes(spec) if spec.codes else ["codes = y.to(dtype)"]),
         "tl.store(y_ptr + row * K + k, codes, mask=inside)",
@@ -48,7 +55,7 @@ def generate(spec: RowWise) -> Source:
 
 
 def _about(spec: RowWise) -> str:
-    what = "normed by their root mean square" if spec.norm else "as they are"
+    what = NORMED[spec.norm] if spec.norm else "as they are"
     if spec.activation:
         what = f"as {spec.activation}(x) · up"
     return f"Rows of {spec.width}, {what}{f', as codes of {spec.codes}' if spec.codes else ''}."
@@ -65,6 +72,20 @@ def _norm(spec: RowWise) -> list[str]:
             "y = (y * weight).to(dtype).to(tl.float32)",
         ]
     return lines
+
+
+def _layer_norm(spec: RowWise) -> list[str]:
+    """Rounded once, at the end, as torch's own kernels do."""
+    lines = [
+        "centred = tl.where(inside, y - tl.sum(y, 0) / K, 0.0)",
+        "variance = tl.sum(centred * centred, 0) / K",
+        "y = centred * tl.rsqrt(variance + EPS)",
+    ]
+    for name, operation in (("weight", "*"), ("bias", "+")):
+        if name in spec.operands:
+            load = f"tl.load({name}_ptr + k, mask=inside, other=0.0)"
+            lines.append(f"y {operation}= {load}.to(tl.float32)")
+    return [*lines, "y = y.to(dtype).to(tl.float32)"]
 
 
 def _gate(spec: RowWise) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from planish.lowering.triton.specs import Epilogue
+from planish.lowering.triton.fields import Epilogue
 
 INDENT = "    "
 

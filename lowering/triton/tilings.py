@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planish.lowering.triton.specs import Scaled, Scaling, Tiling, WeightOnly
+from planish.lowering.triton.fields import Scaling, Tiling
+from planish.lowering.triton.specs import CodesProduct, GroupScaled, WeightOnly
 
 PROCESSORS = 132
 """Multiprocessors of an H100 or H200."""
@@ -87,7 +88,7 @@ def stages(spec: WeightOnly, rows: int) -> int:
     return max(2, min(4, SHARED // RESIDENT // each))
 
 
-def tiled_codes(spec: Scaled, rows: int, *, bitwise: bool = False) -> Scaled:
+def tiled_codes(spec: CodesProduct, rows: int, *, bitwise: bool = False) -> CodesProduct:
     """The same for a product of codes; see `tiled`."""
     tile = bucket(rows)
     count = 1
@@ -98,12 +99,14 @@ def tiled_codes(spec: Scaled, rows: int, *, bitwise: bool = False) -> Scaled:
             count = parts
     if tile >= SPILLING and not bitwise:
         count = 1
+    # Sums of a group, of a part and of all are kept apart: more threads hold them.
+    wide = SPILLING if isinstance(spec, GroupScaled) else ROWS[-1]
     tiling = Tiling(
         rows=tile,
         columns=64 if tile < SPILLING else 128,
         slices=count,
         parallel=count > 1 and tile < SPILLING,
-        warps=8 if tile == 128 else 4,
+        warps=8 if tile >= wide else 4,
         stages=4 if tile < SPILLING else 3,
     )
     return replace(spec, tiling=tiling)

@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from planish.lowering.triton.fields import NoKernel, Tiling
 from planish.lowering.triton.plans import Choice, Plan, Product, modelled, tile
-from planish.lowering.triton.specs import NoKernel, Tiling, WeightOnly
+from planish.lowering.triton.specs import WeightOnly
 
 FORMAT = 1
 

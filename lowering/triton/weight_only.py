@@ -7,9 +7,8 @@ that few rows of x cost no padding. See `planish.lowering.triton.layout` for the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from planish.lowering.triton.codes import decoders
+from planish.lowering.triton.groups import Run, ahead, loads, moves, runs, shared
 from planish.lowering.triton.parts import SCRATCH, reduction, tile_constants, tile_head
 from planish.lowering.triton.specs import SLICES, WORDS, WeightOnly
 from planish.lowering.triton.text import (
@@ -45,63 +44,6 @@ def _constants(spec: WeightOnly) -> dict[str, tuple[int, str]]:
     }
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Neighbouring slices of a block that share a scale.
-
-    Attributes:
-        slices: their numbers.
-        group: the row of `scales` that holds it, as an expression of `{b}`, the block.
-    """
-
-    slices: range
-    group: str
-
-
-def _runs(spec: WeightOnly) -> list[_Run]:
-    count = SLICES[spec.bits]
-    if spec.group == spec.k:
-        return []
-    if spec.group % spec.block == 0:
-        per = spec.group // spec.block
-        return [_Run(range(count), f"{{b}} // {per}" if per > 1 else "{b}")]
-    each = spec.group // spec.lanes
-    if count % each == 0:
-        starts = range(0, count, each)
-        many = len(starts)
-        return [
-            _Run(range(start, start + each), f"{{b}} * {many} + {place}")
-            for place, start in enumerate(starts)
-        ]
-    return [
-        _Run(range(index, index + 1), f"({{b}} * BLOCK + {index * spec.lanes}) // {spec.group}")
-        for index in range(count)
-    ]
-
-
-def _stored(spec: WeightOnly) -> tuple[str, ...]:
-    """What each group has."""
-    return ("scales", "zeros") if spec.zeros else ("scales",)
-
-
-def _loads(spec: WeightOnly, b: str, prefix: str) -> list[str]:
-    """Read the scales, and zero points, of a block's groups."""
-    return [
-        f"{prefix}{name[:-1]}_{place} = tl.load({name}_ptr + ({run.group.format(b=b)}) * N + n, "
-        "mask=n < N, other=0.0)"
-        for place, run in enumerate(_runs(spec))
-        for name in _stored(spec)
-    ]
-
-
-def _moves(spec: WeightOnly) -> list[str]:
-    return [
-        f"{name[:-1]}_{place} = next_{name[:-1]}_{place}"
-        for place, _ in enumerate(_runs(spec))
-        for name in _stored(spec)
-    ]
-
-
 def _step(spec: WeightOnly) -> list[str]:
     """One block: words, numbers, products."""
     lines = []
@@ -114,22 +56,19 @@ def _step(spec: WeightOnly) -> list[str]:
             '    mask=n[:, None] < N, other=0, eviction_policy="evict_first",',
             ")",
         ]
-    if _runs(spec):
+    if runs(spec):
         lines += [
-            "# The next block's scales are asked for now, since such narrow loads are not",
-            "# pipelined by the compiler.",
-            "after = tl.minimum(b + 1, BLOCKS - 1)",
-            *_loads(spec, "after", "next_"),
+            *ahead(spec),
         ]
-        for place, run in enumerate(_runs(spec)):
+        for place, run in enumerate(runs(spec)):
             lines += _run_lines(spec, place, run)
-        lines += _moves(spec)
+        lines += moves(spec)
     else:
-        lines += _run_lines(spec, None, _Run(range(SLICES[spec.bits]), "0"))
+        lines += _run_lines(spec, None, Run(range(SLICES[spec.bits]), "0"))
     return lines
 
 
-def _run_lines(spec: WeightOnly, place: int | None, run: _Run) -> list[str]:
+def _run_lines(spec: WeightOnly, place: int | None, run: Run) -> list[str]:
     """The products of slices that share a scale; of all slices if a row has only one."""
     name = "" if place is None else f"_{place}"
     sums = place is not None and spec.scaling == "sums"
@@ -163,20 +102,19 @@ def _run_lines(spec: WeightOnly, place: int | None, run: _Run) -> list[str]:
 
 def _kernel(spec: WeightOnly, tensors: tuple[str, ...]) -> list[str]:
     large = spec.n * spec.words >= 1 << 31
-    scale = ["y *= scale.to(tl.float32)[:, None]"] if not _runs(spec) else []
+    scale = ["y *= scale.to(tl.float32)[:, None]"] if not runs(spec) else []
     head = [
         "dtype: tl.constexpr = x_ptr.dtype.element_ty",
         *tile_head(wide=large),
         "lane = tl.arange(0, LANES)",
     ]
-    if not _runs(spec):
+    if not runs(spec):
         head += [
-            f"{name[:-1]} = tl.load({name}_ptr + n, mask=n < N, other=0.0)"
-            for name in _stored(spec)
+            f"{name[:-1]} = tl.load({name}_ptr + n, mask=n < N, other=0.0)" for name in shared(spec)
         ]
     body = reduction(
         spec,
-        before=lambda start: _loads(spec, start, ""),
+        before=lambda start: loads(spec, start, ""),
         step=_step(spec),
         finish=[*scale, *epilogue(spec.epilogue, "n", "[:, None]")],
     )

@@ -4,14 +4,17 @@ import torch
 from torch import Tensor
 
 from planish.ir.quant import QuantizedTensor, QuantScheme
-from planish.lowering.triton.specs import Scaled, WeightOnly
+from planish.lowering.triton.plans import Product
+from planish.lowering.triton.specs import GroupScaled, WeightOnly
 
 
-def random_weight(spec: WeightOnly, seed: int = 0) -> QuantizedTensor:
+def random_weight(spec: WeightOnly | GroupScaled, seed: int = 0) -> QuantizedTensor:
     """Codes, scales and zero points over their whole range, as a specification says."""
     draw = torch.Generator().manual_seed(seed)
     group = None if spec.group == spec.k else spec.group
-    scheme = QuantScheme(spec.bits, group, symmetric=not spec.zeros)
+    scheme = QuantScheme(
+        4 if isinstance(spec, GroupScaled) else spec.bits, group, symmetric=not spec.zeros
+    )
     low, above = int(scheme.low), int(scheme.high) + 1
 
     def whole(*shape: int) -> Tensor:
@@ -30,7 +33,7 @@ def random_weight(spec: WeightOnly, seed: int = 0) -> QuantizedTensor:
     )
 
 
-def random_operands(spec: WeightOnly | Scaled, rows: int, seed: int = 0) -> dict[str, Tensor]:
+def random_operands(spec: Product, rows: int, seed: int = 0) -> dict[str, Tensor]:
     """X, and what the epilogue reads, by name."""
     draw = torch.Generator().manual_seed(seed + 1)
     dtype = getattr(torch, spec.dtype)
@@ -38,6 +41,16 @@ def random_operands(spec: WeightOnly | Scaled, rows: int, seed: int = 0) -> dict
     shapes |= dict.fromkeys(("multiply", "residual"), (rows, spec.n))
     taken = ("x", *spec.epilogue.operands)
     return {name: torch.randn(shapes[name], generator=draw).to(dtype) for name in taken}
+
+
+def exactly(weight: QuantizedTensor) -> Tensor:
+    """A weight [N, K] in float64, without rounding (code - zero point) · scale."""
+    codes = weight.codes.double().unflatten(1, (weight.scale.shape[1], -1))
+    zeros = weight.zeros
+    if zeros is not None:
+        codes = codes - zeros.double()[:, :, None]
+    exact: Tensor = (codes * weight.scale.double()[:, :, None]).flatten(1)
+    return exact
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:

@@ -93,8 +93,8 @@ def tensors_of(sample: Sample) -> tuple[list[Tensor], list[Stored]]:
     return inputs, [one for one in found.values() if isinstance(one, Stored)]
 
 
-def flow_of(sample: Sample) -> Flow:
-    """The flow of a graph that makes this one call."""
+def program_of(sample: Sample) -> Program:
+    """A graph that makes this one call."""
     inputs, stored = tensors_of(sample)
     graph = fx.Graph()
     nodes: dict[int, Any] = {}
@@ -110,7 +110,12 @@ def flow_of(sample: Sample) -> Flow:
     constants = {f"c{number}": one.tensor for number, one in enumerate(stored)}
     program = Program(graph, constants, tuple(specs), (), SymbolicShapes([]))
     propagate(program)
-    return read_program(program)
+    return program
+
+
+def flow_of(sample: Sample) -> Flow:
+    """The flow of a graph that makes this one call."""
+    return read_program(program_of(sample))
 
 
 def evaluate(

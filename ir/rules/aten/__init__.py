@@ -6,6 +6,7 @@ from planish.ir.rules.aten import (
     composite,
     creation,
     indexing,
+    kernels,
     movement,
     normalization,
     pointwise,
@@ -25,6 +26,7 @@ RULES: dict[str, Rule] = {
     **product.RULES,
     **attention.RULES,
     **composite.RULES,
+    **kernels.RULES,
     **indexing.RULES,
     **selection.RULES,
 }
@@ -35,3 +37,6 @@ LEARN: dict[str, Learn] = {**pointwise.LEARN, **creation.LEARN}
 
 WRITES: dict[str, Writes] = normalization.WRITES
 """What operators leave in arguments that they write in place."""
+
+TRUSTED: dict[str, str] = dict.fromkeys(kernels.RULES, kernels.TRUSTED)
+"""By operator, what its rule takes on trust."""

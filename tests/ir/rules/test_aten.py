@@ -9,7 +9,7 @@ import torch.nn.attention.varlen  # registers its operator
 
 from planish.ir import ops, quant
 from planish.ir.rules.aten import RULES, creation, pointwise
-from support import indexing_calls, movement_calls, product_calls, reduction_calls
+from support import indexing_calls, kernel_calls, movement_calls, product_calls, reduction_calls
 from support.refute import Outcome, Sample, refute, target
 from support.schema_calls import generated
 
@@ -70,7 +70,7 @@ CORE_WITHOUT_RULE = {
 }
 """Operators of torch's core set that have no rule, and why."""
 
-FAMILIES = ("creation", "indexing", "movement", "pointwise", "product", "reduction")
+FAMILIES = ("creation", "indexing", "kernels", "movement", "pointwise", "product", "reduction")
 
 
 def samples(family: str) -> list[Sample]:
@@ -79,6 +79,7 @@ def samples(family: str) -> list[Sample]:
         return [sample for operator in table for sample in generated(operator)]
     return {
         "indexing": indexing_calls.SAMPLES,
+        "kernels": kernel_calls.SAMPLES,
         "movement": movement_calls.SAMPLES,
         "product": product_calls.SAMPLES,
         "reduction": reduction_calls.SAMPLES,

@@ -1,7 +1,7 @@
 """Rows apart, self-checks and whole programs; run by `test_interpreter.py`."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,14 @@ from torch import Tensor
 
 from planish.lowering.triton import build, check, layout
 from planish.lowering.triton.check import Record, WrongKernel, wrong, wrong_ones
+from planish.lowering.triton.fields import Epilogue, Tiling
 from planish.lowering.triton.generators import Spec, generate
 from planish.lowering.triton.load import load, prepared
 from planish.lowering.triton.lower import kernels_of, lower
 from planish.lowering.triton.operators import compute
 from planish.lowering.triton.plans import Product, modelled
-from planish.lowering.triton.specs import (
-    Epilogue,
-    RowWise,
-    Scaled,
-    Tiling,
-    WeightOnly,
-    best_lanes,
-    rowwise,
-)
+from planish.lowering.triton.row_specs import RowWise, rowwise
+from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly, best_lanes, byte_lanes
 from planish.lowering.triton.tuning import Table
 from planish.passes import name_of
 from planish.passes.contract import Pass
@@ -44,9 +38,15 @@ def weight_only(k: int) -> WeightOnly:
     return dataclasses.replace(spec, epilogue=Epilogue(activation="silu"))
 
 
+def four_bits(k: int) -> GroupScaled:
+    return GroupScaled(80, k, "float32", "float32", 64, byte_lanes(k, 64))
+
+
 def stored(product: Product) -> dict[str, Tensor]:
     if isinstance(product, WeightOnly):
         return layout.stored(random_weight(product), product)
+    if isinstance(product, GroupScaled):
+        return layout.stored_nibbles(random_weight(product), product)
     draw = torch.Generator().manual_seed(0)
     codes = torch.randn(product.n, product.k, generator=draw) * 100
     scales = torch.rand(product.n, generator=draw) / 100
@@ -60,11 +60,11 @@ def same_bits(product: Product, counts: tuple[int, ...]) -> None:
     tensors, plan = stored(product), modelled(product, bitwise=True)
     x = torch.randn(max(counts), product.k, generator=draw)
     scales = torch.rand(max(counts), generator=draw)
-    if isinstance(product, Scaled):
+    if not isinstance(product, WeightOnly):
         x = (x * 50).clamp(-127, 127).to(getattr(torch, product.codes))
 
     def given(rows: int) -> Tensor:
-        more = {"row_scales": scales[:rows]} if isinstance(product, Scaled) else {}
+        more = {} if isinstance(product, WeightOnly) else {"row_scales": scales[:rows]}
         return compute(product, plan.choice(rows), x[:rows], {**tensors, **more})
 
     whole = given(max(counts))
@@ -104,6 +104,16 @@ def test_a_row_of_codes_has_the_same_bits_in_any_batch(k: int) -> None:
 
 
 @pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("k", [512, 576])
+def test_a_row_of_codes_times_four_bits_has_the_same_bits_in_any_batch(k: int) -> None:
+    product = four_bits(k)
+    plan = modelled(product, bitwise=True)
+    (slices,) = {choice.of(product).tiling.slices for choice in plan.choices}
+    assert slices > 1
+    same_bits(product, FEW)
+
+
+@pytest.mark.usefixtures("in_order")
 def test_without_the_promise_bits_may_differ() -> None:
     """Many rows are reduced at one go there, so the test above can tell."""
     product = weight_only(512)
@@ -116,9 +126,12 @@ def test_without_the_promise_bits_may_differ() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("make", [weight_only, four_bits])
 @pytest.mark.parametrize("k", [512, 576])
-def test_a_row_has_the_same_bits_in_batches_up_to_257(k: int) -> None:
-    same_bits(weight_only(k), tuple(range(1, 258)))
+def test_a_row_has_the_same_bits_in_batches_up_to_257(
+    make: Callable[[int], Product], k: int
+) -> None:
+    same_bits(make(k), tuple(range(1, 258)))
 
 
 RIGHT: tuple[Spec, ...] = (
@@ -127,8 +140,10 @@ RIGHT: tuple[Spec, ...] = (
     WeightOnly(40, 96, "float32", "float32", bits=8, group=32, lanes=16, scaling="weights"),
     Scaled(40, 300, epilogue=Epilogue(residual=True), tiling=Tiling(slices=2, parallel=True)),
     Scaled(40, 300, codes="float8_e4m3fn"),
-    rowwise(300, norm=True, weight=True),
+    GroupScaled(40, 192, epilogue=Epilogue(bias=True)),
+    rowwise(300, norm="rms", weight=True),
     rowwise(300, activation="gelu", codes="int8"),
+    rowwise(300, norm="layer", weight=True, bias=True, codes="int8"),
     rowwise(300, codes="float8_e4m3fn"),
 )
 
@@ -154,8 +169,11 @@ def fresh() -> Iterator[None]:
         (RIGHT[0], "y = total", "y = total * 1.1"),
         (RIGHT[0], "w -= zero_0", "w += zero_0"),
         (RIGHT[3], "y *= row_scale[None, :]", "y *= 1.0"),
-        (RIGHT[5], "mean + EPS", "mean * 2.0"),
-        (RIGHT[6], "tl.max(size, 0)", "tl.max(size, 0) * 2.0 + 1.0 / (rows - rows)"),
+        (RIGHT[5], "nibbles & -16", "nibbles & -8"),
+        (RIGHT[6], "mean + EPS", "mean * 2.0"),
+        (RIGHT[8], "y += tl.load(bias_ptr", "y -= tl.load(bias_ptr"),
+        (RIGHT[8], "inside, y - tl.sum(y, 0) / K", "inside, y"),
+        (RIGHT[7], "tl.max(size, 0)", "tl.max(size, 0) * 2.0 + 1.0 / (rows - rows)"),
     ],
 )
 def test_wrong_kernels_are_found(
@@ -193,10 +211,11 @@ def test_a_kernel_that_fails_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("out of resources")
 
     monkeypatch.setattr(check, "run_rows", failing)
-    assert wrong(RowWise(64, norm=True), CPU) == "it fails: RuntimeError: out of resources"
+    assert wrong(RowWise(64, norm="rms"), CPU) == "it fails: RuntimeError: out of resources"
 
 
 W4 = (QuantizeWeights(bits=4, group_size=32),)
+W4A8 = (QuantizeWeights(bits=4, group_size=32), QuantizeActivations())
 FP8 = (
     QuantizeWeights(type="float", bits=8, group_size=None),
     QuantizeActivations(type="float"),
@@ -208,6 +227,7 @@ FP8 = (
     [
         pytest.param(W4, False, id="w4"),
         pytest.param(W4, True, id="w4-bitwise", marks=pytest.mark.slow),
+        pytest.param(W4A8, False, id="w4a8"),
         pytest.param(FP8, False, id="fp8", marks=pytest.mark.slow),
         pytest.param(FP8, True, id="fp8-bitwise"),
     ],

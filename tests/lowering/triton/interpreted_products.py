@@ -4,14 +4,13 @@ import random
 
 import pytest
 import torch
-from torch import Tensor
 
 from planish.ir.ops import ACTIVATIONS
-from planish.ir.quant import QuantizedTensor
 from planish.lowering.triton import layout, reference
+from planish.lowering.triton.fields import Dtype, Epilogue, Tiling
 from planish.lowering.triton.launch import run
-from planish.lowering.triton.specs import Dtype, Epilogue, Tiling, WeightOnly, best_lanes
-from support.quantized import distance, random_operands, random_weight
+from planish.lowering.triton.specs import WeightOnly, best_lanes
+from support.quantized import distance, exactly, random_operands, random_weight
 
 LIMIT = 4e-6
 """What the order of float32 sums may change, relative to the root mean square of the result."""
@@ -23,18 +22,8 @@ def error(spec: WeightOnly, rows: int, seed: int = 0) -> float:
     x = given.pop("x")
     found = run(spec, x, {**layout.stored(weight, spec), **given})
     wide = {name: tensor.double() for name, tensor in given.items()}
-    exact = torch.nn.functional.linear(x.double(), whole(weight), wide.get("bias"))
+    exact = torch.nn.functional.linear(x.double(), exactly(weight), wide.get("bias"))
     return distance(found, reference.finish(spec.epilogue, exact, wide))
-
-
-def whole(weight: QuantizedTensor) -> Tensor:
-    """The weight in float64, without rounding (code - zero point) · scale."""
-    codes = weight.codes.double().unflatten(1, (weight.scale.shape[1], -1))
-    zeros = weight.zeros
-    if zeros is not None:
-        codes = codes - zeros.double()[:, :, None]
-    exact: Tensor = (codes * weight.scale.double()[:, :, None]).flatten(1)
-    return exact
 
 
 def drawn(seed: int) -> tuple[WeightOnly, int]:

@@ -7,8 +7,9 @@ import torch
 
 from planish.lowering.triton import layout
 from planish.lowering.triton.codes import LARGEST, MAGIC
+from planish.lowering.triton.fields import Dtype
 from planish.lowering.triton.generators import generate
-from planish.lowering.triton.specs import SLICES, Dtype, WeightOnly
+from planish.lowering.triton.specs import SLICES, WeightOnly
 
 MASK = 0xFFFFFFFF
 

@@ -12,7 +12,7 @@ from planish.lowering.triton.generators import spec_of
 from planish.lowering.triton.lower import lower
 from planish.lowering.triton.operators import compute
 from planish.lowering.triton.plans import Product, modelled
-from planish.lowering.triton.specs import Scaled, WeightOnly
+from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly
 from planish.passes import name_of
 from planish.passes.pipeline import apply
 from planish.passes.quantize_weights import QuantizeWeights
@@ -34,6 +34,7 @@ PRODUCTS: tuple[Product, ...] = (
     WeightOnly(1536, 576, group=64, lanes=32),
     Scaled(1024, 4096),
     Scaled(1024, 4000, codes="float8_e4m3fn"),
+    GroupScaled(1024, 4096),
 )
 
 

@@ -11,17 +11,10 @@ import pytest
 import torch
 
 from planish.lowering.triton import layout
+from planish.lowering.triton.fields import Epilogue, NoKernel, Tiling
 from planish.lowering.triton.generators import Spec, generate, spec_json, spec_of
-from planish.lowering.triton.specs import (
-    Epilogue,
-    NoKernel,
-    RowWise,
-    Scaled,
-    Tiling,
-    WeightOnly,
-    best_lanes,
-    rowwise,
-)
+from planish.lowering.triton.row_specs import RowWise, rowwise
+from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly, best_lanes, byte_lanes
 from planish.lowering.triton.tilings import tiled, tiled_codes
 from support.quantized import random_weight
 
@@ -42,7 +35,9 @@ SPECS: dict[str, Spec] = {
     ),
     "w8a8": Scaled(4096, 4000, epilogue=Epilogue(bias=True, residual=True)),
     "fp8-accurate": tiled_codes(Scaled(4096, 4096, codes="float8_e4m3fn", accurate=True), 64),
-    "norm-int8": rowwise(576, norm=True, weight=True, codes="int8"),
+    "w4a8": GroupScaled(1536, 576, group=64, epilogue=Epilogue(bias=True)),
+    "norm-int8": rowwise(576, norm="rms", weight=True, codes="int8"),
+    "layer-norm": rowwise(768, norm="layer", weight=True, bias=True),
     "gate-fp8": rowwise(14336, activation="silu", codes="float8_e4m3fn"),
     "w8-per-row": WeightOnly(100, 1000, bits=8, group=1000, lanes=64),
 }  # fmt: skip
@@ -113,11 +108,17 @@ def test_what_a_file_may_not_say_is_refused(changed: Mapping[str, Any], message:
         (lambda: Scaled(16, 1 << 20), "rows of 1 to 131071 columns"),
         (lambda: Scaled(16, 64, step=100), "steps of 100 columns"),
         (lambda: Scaled(16, 64, codes="int4"), "codes is 'int4'; it may be int8"),  # type: ignore[arg-type]
+        (lambda: GroupScaled(16, 1 << 20), "longer than 131071"),
+        (lambda: GroupScaled(16, 640, group=96), "groups of 96 do not divide rows of 640"),
+        (lambda: GroupScaled(16, 960, group=96), "groups of 96 are no multiples of slices of 64"),
+        (lambda: GroupScaled(16, 64, lanes=16), r"slices of 16 columns are none of \[64, 32\]"),
         (lambda: RowWise(64), "would do nothing"),
         (lambda: RowWise(64, weight=True, codes="int8"), "only normed rows have a weight"),
-        (lambda: RowWise(64, norm=True, activation="silu"), "either norms rows or gates"),
-        (lambda: RowWise(1 << 16, norm=True), "those up to 32768 do"),
-        (lambda: RowWise(64, norm=True, warps=3), "3 warps are out of range"),
+        (lambda: RowWise(64, norm="rms", bias=True), "only layer norms a bias"),
+        (lambda: RowWise(64, norm="batch"), "norm is 'batch'; it may be rms, layer"),  # type: ignore[arg-type]
+        (lambda: RowWise(64, norm="rms", activation="silu"), "either norms rows or gates"),
+        (lambda: RowWise(1 << 16, norm="rms"), "those up to 32768 do"),
+        (lambda: RowWise(64, norm="rms", warps=3), "3 warps are out of range"),
         (lambda: Tiling(parallel=True), "a single slice is not summed in parallel"),
     ],
 )
@@ -137,6 +138,15 @@ def test_packed_weights_come_back(bits: int, zeros: bool, k: int, group: int) ->
     assert stored["words"].shape == (17, spec.words)
     assert torch.equal(layout.unpack(stored["words"], spec), weight.codes.short())
     assert torch.equal(layout.dense(stored, spec), weight.dequantize())
+
+
+@pytest.mark.parametrize(("k", "group"), [(576, 64), (960, 96), (1000, 1000), (4096, 128)])
+def test_packed_halves_of_bytes_come_back(k: int, group: int) -> None:
+    spec = GroupScaled(17, k, "float32", "float32", group, byte_lanes(k, group))
+    weight = random_weight(spec)
+    stored = layout.stored_nibbles(weight, spec)
+    assert {name: tuple(each.shape) for name, each in stored.items()} == spec.stored
+    assert torch.equal(layout.unpack_nibbles(stored["nibbles"], spec), weight.codes)
 
 
 def test_slices_are_as_wide_as_groups_and_padding_allow() -> None:

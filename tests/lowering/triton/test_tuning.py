@@ -8,8 +8,9 @@ import pytest
 
 from planish.lowering.triton import tuning
 from planish.lowering.triton.candidates import candidates
+from planish.lowering.triton.fields import Epilogue, Tiling
 from planish.lowering.triton.plans import Choice, Product, modelled, tile
-from planish.lowering.triton.specs import Epilogue, Scaled, Tiling, WeightOnly
+from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly
 from planish.lowering.triton.tilings import tiled
 from planish.lowering.triton.tuning import (
     MODEL,
@@ -111,7 +112,13 @@ def test_what_was_not_measured_is_chosen_by_the_model() -> None:
 
 @pytest.mark.parametrize("rows", [1, 32, 64, 512])
 @pytest.mark.parametrize(
-    "product", [PRODUCT, WeightOnly(4096, 4096, bits=3, lanes=32), Scaled(4096, 4096)]
+    "product",
+    [
+        PRODUCT,
+        WeightOnly(4096, 4096, bits=3, lanes=32),
+        Scaled(4096, 4096),
+        GroupScaled(4096, 4096),
+    ],
 )
 def test_candidates_are_few_and_can_run(product: Product, rows: int) -> None:
     found = list(candidates(product, rows))
