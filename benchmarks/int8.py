@@ -1,6 +1,6 @@
 """int8 on the CPU: Planish's recipes beside float32 and beside ONNX Runtime's `quantize_dynamic`.
 
-    python benchmarks/int8.py [--rounds 7]
+    python benchmarks/int8.py [--rounds 7] [--artifacts FOLDER]
 
 all-MiniLM-L6-v2 reads 8 x 128 tokens and SmolLM2-135M-Instruct 1 x 256 (prefill), of WikiText-2's
 test set. The ONNX files of a model, of which float32 is Planish's own export and what
@@ -8,7 +8,8 @@ test set. The ONNX files of a model, of which float32 is Planish's own export an
 saturate (`session.x64quantprecision`). Of MiniLM it is a published `quantize_dynamic` model of the
 same weights, since that tool cannot read the fused attention of our export. Errors are relative, of
 the first output to that of float32; verdicts are those of `planish audit`. Figures go to
-`benchmarks/results/int8.json`.
+`benchmarks/results/int8.json`; with --artifacts the folders made on the way are kept, and found
+again, those of SmolLM2 as `serving.py` names them.
 """
 
 import argparse
@@ -43,10 +44,12 @@ def files(model: Path, folder: Path) -> tuple[Program, dict[str, Path]]:
     """The program as captured, and the ONNX files by what made them."""
     text = assets.fetch("wikitext2") / "validation.parquet"
     program = planish.capture(model)
-    planish.optimize(program, [], output=folder / "float32")
-    for recipe in RECIPES:
-        planish.optimize(program, recipe, samples=text, output=folder / recipe)
-    paths = {name: folder / name / "onnx" / "model.onnx" for name in ("float32", *RECIPES)}
+    recipes: dict[str, Any] = {"float32": [], **{name: name for name in RECIPES}}
+    for name, recipe in recipes.items():
+        if not (folder / name / "planish.json").is_file():
+            print(f"convert {model.name} with {name}", flush=True)
+            planish.optimize(program, recipe, samples=text, output=folder / name)
+    paths = {name: folder / name / "onnx" / "model.onnx" for name in recipes}
     if program.source.task == "encoder":
         paths["quantize_dynamic"] = assets.fetch("onnx-minilm-dynamic") / "model_quantized.onnx"
     else:
@@ -108,7 +111,8 @@ def main() -> None:
     """Measure both models, print, and keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--artifacts", type=Path, help="a folder to keep, and find, artifacts in")
+    given = parser.parse_args()
     models = {
         "all-MiniLM-L6-v2": assets.fetch("minilm"),
         "SmolLM2-135M-Instruct": assets.smollm2(),
@@ -116,8 +120,9 @@ def main() -> None:
     result: dict[str, Any] = {"machine": asdict(this_machine()), "models": {}}
     for name, model in models.items():
         with tempfile.TemporaryDirectory() as scratch:
-            program, paths = files(model, Path(scratch))
-            found = measure(paths, feeds_of(program, model, SHAPES[name]), rounds)
+            folder = Path(scratch) if given.artifacts is None else given.artifacts / name
+            program, paths = files(model, folder)
+            found = measure(paths, feeds_of(program, model, SHAPES[name]), given.rounds)
         result["models"][name] = found
         for kind, row in found.items():
             print(

@@ -68,8 +68,9 @@ class Gptq(QuantizeWeights):
     drift_correction: float = Field(default=0.5, ge=0, le=1)
     """How far layers are moved, before they are rounded, towards giving for inputs that earlier
     layers have changed what they give in the model as it was, so that errors do not add up: 1 is
-    the least squares on some of the samples, which little text overfits; 0 leaves them. What
-    layers read counts as it is before `quantize_activations`, too, where that came first."""
+    the least squares on some of the samples, which little text overfits; 0 leaves them, as do
+    fewer tokens than a layer has inputs. What layers read counts as it is before
+    `quantize_activations`, too, where that came first."""
 
     sweeps: int = Field(default=0, ge=0, le=10)
     """How often, once all columns are rounded, scales are fitted anew to the codes and each code
@@ -155,7 +156,8 @@ class Gptq(QuantizeWeights):
         drifted = None
         if exact:
             part, more = second_moments(inputs[: len(exact)])
-            drifted = drift(cross_moments(exact, inputs[: len(exact)]), part, self.dampening)
+            if more >= len(part):  # fewer tokens than unknowns are overfitted
+                drifted = drift(cross_moments(exact, inputs[: len(exact)]), part, self.dampening)
             moments, rows = moments + part, rows + more
         curvature = Curvature.of(moments, self.dampening, self.activation_order)
         if curvature is None:

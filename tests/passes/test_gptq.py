@@ -306,6 +306,13 @@ def test_few_tokens_are_told(program: Program) -> None:
     )
 
 
+def test_drift_of_few_tokens_is_left(program: Program) -> None:
+    little = dataclasses.replace(program, calibration=({"x": correlated(20, 1)},))
+    options: dict[str, Any] = {"bits": 3, "group_size": 32}
+    aimed, left = (Gptq(**options, drift_correction=far)(little) for far in (0.5, 0))
+    assert all(torch.equal(aimed.tensors[name], left.tensors[name]) for name in left.tensors)
+
+
 def test_what_is_not_finite_is_rounded_to_nearest_and_says_so(program: Program) -> None:
     x = correlated(50, 1)
     x[3, 3] = float("nan")
