@@ -25,6 +25,7 @@ from planish.lowering.compressed_tensors import NotExpressible
 from planish.lowering.gguf import write_gguf
 from planish.lowering.onnx.lower import lower
 from planish.lowering.onnx.target import CPU, STANDARD
+from planish.passes.coupled import coupled
 from planish.passes.pipeline import Step
 from planish.report import write_report
 
@@ -173,6 +174,9 @@ def _write_manifest(result: Result, staging: Path, target: str) -> None:
         layers=tuple(
             dataclasses.asdict(layer) for layer in compare(result.original, result.program)
         ),
+        groups=tuple(
+            dataclasses.asdict(group) for group in coupled(result.original, result.program)
+        ),
         parameters=(result.original.parameters, result.program.parameters),
         tensor_bytes=(result.original.nbytes, result.program.nbytes),
         isolation=result.isolation,
@@ -187,6 +191,9 @@ def step_json(step: Step) -> dict[str, Any]:
     """What a pass did, as JSON values, without how long it took."""
     made = dataclasses.asdict(step)
     del made["seconds"]
+    for change in made["changes"]:
+        if change["tried"] is None:  # of most changes nothing was tried
+            del change["tried"]
     return {**made, "rewrites": len(step.changes)}
 
 

@@ -34,12 +34,14 @@ class Layer:
             counts as many as before.
         nbytes: the bytes it is stored in, scales and zero points included.
         form: how its largest tensor is stored: `"float32"`, `"int4 symmetric, groups of 64"`.
+        shapes: of its tensors that have the most dimensions, each once.
     """
 
     name: str
     parameters: int
     nbytes: int
     form: str
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def _layer(
 ) -> Layer:
     """One layer. The parts of a quantized tensor count as the one tensor they stand for."""
     plain = [program.tensors[name] for name in names if name not in packed]
+    shapes = [tuple(tensor.shape) for tensor in plain]
     forms = [
         (tensor.numel(), _dtype_name(tensor.dtype))
         for tensor in plain
@@ -93,11 +96,14 @@ def _layer(
     for node in {packed[name] for name in names if name in packed}:
         _, quantized = QuantizedTensor.read_by(node, program.tensors)
         forms.append((math.prod(quantized.shape), str(quantized.scheme)))
+        shapes.append(tuple(quantized.shape))
+    most = max(map(len, shapes))
     return Layer(
         name=layer,
         parameters=sum(numel for numel, _ in forms),
         nbytes=sum(program.tensors[name].nbytes for name in names),
         form=max(forms)[1] if forms else _dtype_name(plain[0].dtype),
+        shapes=tuple(dict.fromkeys(shape for shape in shapes if len(shape) == most)),
     )
 
 
