@@ -127,6 +127,19 @@ def write(
     return result
 
 
+def read_back(model: str | Path) -> Program | None:
+    """The program of an artifact of target torch; None for what is none, or holds a checkpoint.
+
+    No checkpoint can be written of it: which files its tensors came from was not kept.
+    """
+    folder = Path(model)
+    if (folder / "config.json").is_file() or not (folder / artifact.TORCH_PROGRAM).is_file():
+        return None
+    program = Program.load(folder / TORCH)
+    source = dataclasses.replace(program.source, kind="module", folder=folder)
+    return dataclasses.replace(program, source=source)
+
+
 def _prove_lowered(result: Result, staging: Path) -> Result:
     """The certificate speaks of the file that is served too: lowering could let requests meet.
 

@@ -2,6 +2,7 @@
 
 from planish.passes.awq import Awq
 from planish.passes.binarize import Binarize
+from planish.passes.bitstack import BitStack
 from planish.passes.cast import Cast
 from planish.passes.contract import Pass
 from planish.passes.distill import Distill
@@ -26,6 +27,7 @@ __all__ = [
     "PASSES",
     "Awq",
     "Binarize",
+    "BitStack",
     "Cast",
     "Distill",
     "FuseConvBn",
@@ -69,6 +71,7 @@ PASSES: dict[str, type[Pass]] = {
     "quantize_weights": QuantizeWeights,
     "gptq": Gptq,
     "binarize": Binarize,
+    "bitstack": BitStack,
     "mixed_precision": MixedPrecision,
     "quantize_activations": QuantizeActivations,
     "quantize_scan": QuantizeScan,

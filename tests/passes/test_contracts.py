@@ -17,6 +17,7 @@ from planish.ir.shapes import well_formed
 from planish.passes import PASSES, name_of
 from planish.passes.awq import Awq
 from planish.passes.binarize import Binarize
+from planish.passes.bitstack import BitStack, Budget
 from planish.passes.cast import Cast
 from planish.passes.choice import Target
 from planish.passes.contract import Contract, LongPass, NotApplicable, Pass
@@ -270,6 +271,10 @@ CASES: dict[str, tuple[Pass, ...]] = {
         Binarize(levels=3, group_size=None, rank=16, calibration="inputs"),
         Binarize(levels=3, group_size=32, calibration="none"),
     ),
+    "bitstack": (
+        BitStack(blocks=2, rank=4),
+        BitStack(blocks=6, rank=4, calibration="none", budget=Budget(share=0.5)),
+    ),
     "quantize_activations": (
         QuantizeActivations(),
         QuantizeActivations(type="float"),
@@ -310,6 +315,7 @@ NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
     ),
     "gptq": lambda given: (Gptq(bits=4, group_size=32, ignore=("Linear",)), given),
     "binarize": lambda given: (Binarize(levels=3, group_size=32, ignore=("Linear",)), given),
+    "bitstack": lambda given: (BitStack(ignore=("Linear",)), given),
     "quantize_activations": lambda given: (QuantizeActivations(ignore=("Linear",)), given),
     "quantize_scan": lambda given: (QuantizeScan(), given),
     "mixed_precision": lambda given: (
@@ -325,7 +331,7 @@ ERROR = {
     **dict.fromkeys(("fuse_conv_bn", "smooth_quant", "awq", "rotate"), 1e-6),
     **dict.fromkeys(("quantize_weights", "gptq", "mixed_precision"), 0.2),
     **dict.fromkeys(("sparsify", "low_rank"), 0.3),
-    "binarize": 0.5,
+    **dict.fromkeys(("binarize", "bitstack"), 0.5),
     "prune_depth": 0.5,
     "slice": 0.5,
     "shrink": 0.5,
