@@ -47,6 +47,10 @@ class Budget(OneOf):
     bytes: Annotated[int, Field(ge=1)] | None = None
     """So many bytes."""
 
+    def of(self, program: Program) -> int:
+        """The bytes that are allowed, for the program before the pass."""
+        return int(self.value if self.share is None else self.share * program.nbytes)
+
 
 @dataclass(frozen=True, config=OPTIONS)
 class BitStack(LongPass):
@@ -97,7 +101,7 @@ class BitStack(LongPass):
                     f"{_CALLED}: the layers of {program.source.name} are stacks already; give a "
                     "budget to choose among their blocks."
                 )
-            return self._fitted(program, program)
+            return _fitted(program, self.budget.of(program))
         with program.edit() as edit:
             layers = selected(_CALLED, edit.graph, program, self.targets, self.ignore, {})
             found = self._found(program, work)
@@ -106,16 +110,7 @@ class BitStack(LongPass):
                 whole = stack.insert(edit, layer.name, before=layer.first_reader)
                 edit.replace(layer.node, whole, f"{layer.name}: {stack.told}")
         after = noted(edit.program, program, self.targets, self.ignore, LEFT)
-        return after if self.budget is None else self._fitted(after, program)
-
-    def _fitted(self, stacked: Program, before: Program) -> Program:
-        assert self.budget is not None
-        share = self.budget.share
-        allowed = self.budget.bytes or int(before.nbytes * (share or 1.0))
-        try:
-            return fitted(stacked, allowed)
-        except CannotFit as problem:
-            raise NotApplicable(f"{_CALLED}: {problem}") from problem
+        return after if self.budget is None else _fitted(after, self.budget.of(program))
 
     def _found(self, program: Program, work: Work) -> Mapping[str, SignStack]:
         """The stack of each layer's weight, by its name."""
@@ -168,6 +163,13 @@ class BitStack(LongPass):
                 "factors: bfloat16, or name it under ignore."
             )
         return stack
+
+
+def _fitted(program: Program, nbytes: int) -> Program:
+    try:
+        return fitted(program, nbytes)
+    except CannotFit as problem:
+        raise NotApplicable(f"{_CALLED}: {problem}") from problem
 
 
 def stacked(

@@ -40,8 +40,9 @@ def structure(manifest: Json) -> Json | None:
 
 
 def _changed(layer: Json) -> bool:
-    before, after = layer.get("shapes", ((), ()))
-    return list(before) != list(after)
+    """Whether a layer's shapes are others; one whose weight is stored transposed is as large."""
+    before, after = (sorted(map(sorted, side)) for side in layer.get("shapes", ((), ())))
+    return before != after
 
 
 def _rows(layers: Sequence[Json]) -> Iterator[Json]:

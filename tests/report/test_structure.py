@@ -150,6 +150,8 @@ def test_what_shrink_tried_reaches_the_page(tmp_path: Path) -> None:
 def test_what_keeps_its_shape_has_no_section(manifest: dict[str, Any]) -> None:
     same = [{**one, "shapes": [one["shapes"][0]] * 2} for one in manifest["layers"]]
     assert structure({"layers": same}) is None
+    turned = [{"layer": "a", "shapes": [[[8, 4, 2]], [[8, 2, 4]]]}]
+    assert structure({"layers": turned}) is None  # as codes of experts are
     old = [{key: one[key] for key in one if key != "shapes"} for one in manifest["layers"]]
     assert structure({"layers": old}) is None  # an artifact that tells no shapes
     before = {key: manifest[key] for key in manifest if key != "groups"}
