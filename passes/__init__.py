@@ -18,6 +18,7 @@ from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.reconstruct import Reconstruct
 from planish.passes.rotate import Rotate
+from planish.passes.share_blocks import ShareBlocks
 from planish.passes.shrink import Shrink
 from planish.passes.slice import Slice
 from planish.passes.smooth_quant import SmoothQuant
@@ -45,6 +46,7 @@ __all__ = [
     "QuantizeWeights",
     "Reconstruct",
     "Rotate",
+    "ShareBlocks",
     "Shrink",
     "Slice",
     "SmoothQuant",
@@ -66,6 +68,7 @@ PASSES: dict[str, type[Pass]] = {
     "rotate": Rotate,
     "sparsify": Sparsify,
     "low_rank": LowRank,
+    "share_blocks": ShareBlocks,
     "shrink": Shrink,
     "slice": Slice,
     "quantize_weights": QuantizeWeights,

@@ -37,6 +37,7 @@ from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.reconstruct import Reconstruct
 from planish.passes.rotate import Rotate
+from planish.passes.share_blocks import ShareBlocks
 from planish.passes.shrink import Shrink
 from planish.passes.slice import Slice
 from planish.passes.smooth_quant import SmoothQuant
@@ -174,6 +175,7 @@ MODULES: dict[str, type[nn.Module]] = {
     "isolate": Leaking,
     "rotate": Streamed,
     "prune_depth": Stacked,
+    "share_blocks": Stacked,
     "slice": Streamed,
     "quantize_scan": Scanned,
     "prune_channels": Streamed,
@@ -254,6 +256,10 @@ CASES: dict[str, tuple[Pass, ...]] = {
         Sparsify(sparsity="2:4", targets=("up",)),
     ),
     "low_rank": (LowRank(ratio=0.9, round_to=1), LowRank(ratio=0.9, calibration="none")),
+    "share_blocks": (
+        ShareBlocks(layers=1, choose="even"),
+        ShareBlocks(layers=2, scale="none"),
+    ),
     "shrink": (Shrink(target=Goal(parameters=0.8), kinds=("channels",), round_to=4),),
     "slice": (Slice(ratio=0.25), Slice(ratio=0.25, bases="per_block", tied="split", repair=False)),
     "quantize_weights": (
@@ -304,6 +310,7 @@ NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
     "rotate": lambda given: (Rotate(), given),
     "sparsify": lambda given: (Sparsify(ignore=("Linear",)), given),
     "low_rank": lambda given: (LowRank(ignore=("Linear",)), given),
+    "share_blocks": lambda given: (ShareBlocks(layers=1), given),
     "shrink": lambda given: (
         Shrink(target=Goal(parameters=0.8), kinds=("heads",)),
         given,
@@ -335,6 +342,7 @@ ERROR = {
     "prune_depth": 0.5,
     "slice": 0.5,
     "shrink": 0.5,
+    "share_blocks": 0.65,
     "distill": 0.5,
     **dict.fromkeys(("cast", "isolate"), 0.02),
     **dict.fromkeys(("quantize_activations", "quantize_scan"), 0.05),
