@@ -152,7 +152,8 @@ def capture(
 
     Args:
         model: an `nn.Module` in evaluation mode, a model of transformers, the folder of a
-            Hugging Face checkpoint, a `.gguf` file, or the name of a model on the hub.
+            Hugging Face checkpoint, a `.gguf` file, the name of a model on the hub, or an artifact
+            of target torch without a checkpoint, which is taken as it was left.
         inputs: example tensors, by argument name or in order; needed for an `nn.Module` that is
             not of transformers.
         batch_axis: for an `nn.Module`, the dimension of its inputs that counts requests.
@@ -177,7 +178,7 @@ def capture(
     program = (
         capture_model(model, _folder_of(model))  # type: ignore[arg-type]
         if isinstance(model, nn.Module)
-        else from_checkpoint(model)
+        else release.read_back(model) or from_checkpoint(model)
     )
     return dataclasses.replace(program, samples=default_samples(program))
 

@@ -31,6 +31,7 @@ from planish.lowering.compressed_tensors import NotExpressible
 from planish.lowering.gguf import write_gguf
 from planish.lowering.onnx.lower import lower
 from planish.lowering.onnx.target import CPU, STANDARD
+from planish.passes.coupled import coupled
 from planish.passes.pipeline import Step
 from planish.report import write_report
 
@@ -129,6 +130,19 @@ def write(
     return result
 
 
+def read_back(model: str | Path) -> Program | None:
+    """The program of an artifact of target torch; None for what is none, or holds a checkpoint.
+
+    No checkpoint can be written of it: which files its tensors came from was not kept.
+    """
+    folder = Path(model)
+    if (folder / "config.json").is_file() or not (folder / artifact.TORCH_PROGRAM).is_file():
+        return None
+    program = Program.load(folder / TORCH)
+    source = dataclasses.replace(program.source, kind="module", folder=folder)
+    return dataclasses.replace(program, source=source)
+
+
 def _prove_lowered(result: Result, staging: Path, kernels: Program | None = None) -> Result:
     """The certificate speaks of the file that is served too: lowering could let requests meet.
 
@@ -188,6 +202,9 @@ def _write_manifest(result: Result, staging: Path, target: str) -> None:
         layers=tuple(
             dataclasses.asdict(layer) for layer in compare(result.original, result.program)
         ),
+        groups=tuple(
+            dataclasses.asdict(group) for group in coupled(result.original, result.program)
+        ),
         parameters=(result.original.parameters, result.program.parameters),
         tensor_bytes=(result.original.nbytes, result.program.nbytes),
         isolation=result.isolation,
@@ -202,6 +219,9 @@ def step_json(step: Step) -> dict[str, Any]:
     """What a pass did, as JSON values, without how long it took."""
     made = dataclasses.asdict(step)
     del made["seconds"]
+    for change in made["changes"]:
+        if change["tried"] is None:  # of most changes nothing was tried
+            del change["tried"]
     return {**made, "rewrites": len(step.changes)}
 
 

@@ -26,6 +26,7 @@ class LayerDelta:
         parameters: numbers of the layer, however stored.
         nbytes: bytes it is stored in.
         form: how its largest tensor is stored; empty where the layer is not there.
+        shapes: of its tensors that have the most dimensions; none where the layer is not there.
         error: ‖W' - W‖ / ‖W‖ in the Frobenius norm, where W is the layer's weight (its largest
             constant) and W' what stands in its place; None where nothing of the same shape does,
             and where W is zero and W' is not.
@@ -37,6 +38,7 @@ class LayerDelta:
     parameters: tuple[int, int]
     nbytes: tuple[int, int]
     form: tuple[str, str]
+    shapes: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
     error: float | None
 
     def to_json(self) -> dict[str, Any]:
@@ -70,13 +72,14 @@ def _delta(name: str, old: Layer | None, new: Layer | None, error: float | None)
         (one.parameters, other.parameters),
         (one.nbytes, other.nbytes),
         (one.form, other.form),
+        (one.shapes, other.shapes),
         error,
     )
 
 
 def _errors(before: Program, after: Program) -> dict[str, float | None]:
     """The relative error of each layer's weight, where both programs have one of one shape."""
-    successors = _successors(before, after)
+    became = successors(before, after)
     largest: dict[str, tuple[str, fx.Node]] = {}
     for node, (name, *_) in weights(before.graph):
         if node.meta["val"].is_floating_point():
@@ -86,13 +89,15 @@ def _errors(before: Program, after: Program) -> dict[str, float | None]:
     return {
         layer: _relative_error(evaluate_constant(after, new), evaluate_constant(before, node))
         for layer, (name, node) in largest.items()
-        if (new := successors.get(name)) is not None
-        and new.meta["val"].shape == node.meta["val"].shape
+        if (new := became.get(name)) is not None and new.meta["val"].shape == node.meta["val"].shape
     }
 
 
-def _successors(before: Program, after: Program) -> dict[str, fx.Node]:
-    """What each weight became; left out is what became several, such as codes and a product."""
+def successors(before: Program, after: Program) -> dict[str, fx.Node]:
+    """What each weight became, by its name in `before`.
+
+    Left out is what is gone, and what became several, such as codes and a product.
+    """
     found: dict[str, dict[str, fx.Node]] = {}
     for node, names in weights(after.graph):
         if (name := _original(names[0], before.tensors)) is not None:

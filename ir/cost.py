@@ -20,6 +20,7 @@ from planish.ir.ops import attention, selective_scan
 from planish.ir.program import Program
 from planish.ir.quant import QuantizedTensor, dequantize
 from planish.ir.sizes import SymbolicShapes
+from planish.ir.stack import SignStack, sign_stack
 
 aten = torch.ops.aten
 
@@ -34,12 +35,14 @@ class Layer:
             counts as many as before.
         nbytes: the bytes it is stored in, scales and zero points included.
         form: how its largest tensor is stored: `"float32"`, `"int4 symmetric, groups of 64"`.
+        shapes: of its tensors that have the most dimensions, each once.
     """
 
     name: str
     parameters: int
     nbytes: int
     form: str
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def layers(program: Program) -> tuple[Layer, ...]:
         groups.setdefault(layer_of(name), []).append(name)
     packed = {
         str(part.target): node
-        for node in program.nodes(dequantize)
+        for node in program.nodes(dequantize, sign_stack)
         for part in node.all_input_nodes
         if part.op == "get_attr"
     }
@@ -85,20 +88,33 @@ def _layer(
 ) -> Layer:
     """One layer. The parts of a quantized tensor count as the one tensor they stand for."""
     plain = [program.tensors[name] for name in names if name not in packed]
+    shapes = [tuple(tensor.shape) for tensor in plain]
     forms = [
         (tensor.numel(), _dtype_name(tensor.dtype))
         for tensor in plain
         if tensor.is_floating_point()
     ]
     for node in {packed[name] for name in names if name in packed}:
-        _, quantized = QuantizedTensor.read_by(node, program.tensors)
-        forms.append((math.prod(quantized.shape), str(quantized.scheme)))
+        shape, form = _packed(node, program.tensors)
+        forms.append((math.prod(shape), form))
+        shapes.append(shape)
+    most = max(map(len, shapes))
     return Layer(
         name=layer,
         parameters=sum(numel for numel, _ in forms),
         nbytes=sum(program.tensors[name].nbytes for name in names),
         form=max(forms)[1] if forms else _dtype_name(plain[0].dtype),
+        shapes=tuple(dict.fromkeys(shape for shape in shapes if len(shape) == most)),
     )
+
+
+def _packed(node: fx.Node, tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], str]:
+    """Shape and form of a tensor that is put together from others."""
+    if node.target is sign_stack:
+        _, stack = SignStack.read_by(node, tensors)
+        return stack.shape, str(stack)
+    _, quantized = QuantizedTensor.read_by(node, tensors)
+    return tuple(quantized.shape), str(quantized.scheme)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

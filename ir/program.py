@@ -68,11 +68,44 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """Something that was made and measured before one of several was chosen.
+
+    Attributes:
+        what: in words.
+        left: the share that it leaves of what is counted.
+        lost: of quality; what the model gave before loses 0.
+        chosen: whether it was.
+    """
+
+    what: str
+    left: float
+    lost: float
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Trials:
+    """All that was tried for one choice.
+
+    Attributes:
+        counted: what `left` is a share of, such as `"parameters"`.
+        unit: of `lost`, such as `"nats a token"`.
+        made: in the order in which they were.
+    """
+
+    counted: str
+    unit: str
+    made: tuple[Trial, ...]
+
+
+@dataclass(frozen=True)
 class Change:
-    """One rewrite: the node it happened at, and what was done."""
+    """One rewrite: the node it happened at, what was done, and what was tried to find it."""
 
     node: str
     what: str
+    tried: Trials | None = None
 
 
 Sample = Mapping[str, Tensor]

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import fx
 
-from planish.ir import activations, ops, quant
+from planish.ir import activations, ops, quant, stack
 from planish.ir.errors import PlanishError
 from planish.ir.program import IllFormed, Input, Program, Source
 from planish.ir.shapes import NAMESPACES, SYMBOLIC_FUNCTIONS, propagate, well_formed
@@ -28,7 +28,7 @@ from planish.ir.text import target_text
 
 FORMAT = 1
 
-OPERATORS = (ops.rms_norm, quant.dequantize, activations.fake_quantize)
+OPERATORS = (ops.rms_norm, quant.dequantize, activations.fake_quantize, stack.sign_stack)
 """Naming them imports the modules that define the operators a file may call."""
 
 GRAPH_FILE = "program.json"

@@ -58,7 +58,8 @@ class Manifest:
         inputs: SHA-256 of each file of the checkpoint, by name.
         versions: of what took part.
         steps: one a pass: name, options, promise, rewrites, error, sizes.
-        layers: one a layer: sizes before and after, error of the weights.
+        layers: one a layer: sizes and shapes before and after, error of the weights.
+        groups: one an axis that became shorter: what it is, its sizes, all that it runs through.
         parameters: before and after.
         tensor_bytes: before and after.
         isolation: the verdict.
@@ -74,6 +75,7 @@ class Manifest:
     versions: Mapping[str, str]
     steps: tuple[Mapping[str, Any], ...]
     layers: tuple[Mapping[str, Any], ...]
+    groups: tuple[Mapping[str, Any], ...]
     parameters: tuple[int, int]
     tensor_bytes: tuple[int, int]
     isolation: str

@@ -22,6 +22,7 @@ from torch import Tensor
 from planish.ir.capture.checkpoint import INDEX, quiet, read_stored, revert_names, stored_names
 from planish.ir.program import Program, Source
 from planish.ir.quant import QuantizedTensor, dequantize
+from planish.ir.stack import SignStack, sign_stack
 from planish.lowering.compressed_tensors import (
     Form,
     NotExpressible,
@@ -89,6 +90,7 @@ def write_checkpoint(
     """
     if original.source.kind != "huggingface":
         raise NotExpressible(f"{original.source.name} did not come from one.")
+    _check_stacks(program)
     program, original = shortened(program, original)
     quantized = forms_of(program, original)
     config = _sized(program, original, quantized)
@@ -105,6 +107,14 @@ def write_checkpoint(
     paths = tuple(folder / name for name in written.filename_to_tensors)
     nbytes = sum(path.stat().st_size for path in paths)
     return CheckpointFiles(paths, nbytes, notes(quantized))
+
+
+def _check_stacks(program: Program) -> None:
+    for node in program.nodes(sign_stack):
+        name, stack = SignStack.read_by(node, program.tensors)
+        raise NotExpressible(
+            f"{name} is stored as {stack} (bitstack), which no loader of checkpoints reads."
+        )
 
 
 def check_same_model(program: Program, original: Program, quantized: Mapping[str, Form]) -> None:

@@ -2,6 +2,7 @@
 
 from planish.passes.awq import Awq
 from planish.passes.binarize import Binarize
+from planish.passes.bitstack import BitStack
 from planish.passes.cast import Cast
 from planish.passes.contract import Pass
 from planish.passes.distill import Distill
@@ -17,6 +18,7 @@ from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.reconstruct import Reconstruct
 from planish.passes.rotate import Rotate
+from planish.passes.share_blocks import ShareBlocks
 from planish.passes.shrink import Shrink
 from planish.passes.slice import Slice
 from planish.passes.smooth_quant import SmoothQuant
@@ -26,6 +28,7 @@ __all__ = [
     "PASSES",
     "Awq",
     "Binarize",
+    "BitStack",
     "Cast",
     "Distill",
     "FuseConvBn",
@@ -43,6 +46,7 @@ __all__ = [
     "QuantizeWeights",
     "Reconstruct",
     "Rotate",
+    "ShareBlocks",
     "Shrink",
     "Slice",
     "SmoothQuant",
@@ -64,11 +68,13 @@ PASSES: dict[str, type[Pass]] = {
     "rotate": Rotate,
     "sparsify": Sparsify,
     "low_rank": LowRank,
+    "share_blocks": ShareBlocks,
     "shrink": Shrink,
     "slice": Slice,
     "quantize_weights": QuantizeWeights,
     "gptq": Gptq,
     "binarize": Binarize,
+    "bitstack": BitStack,
     "mixed_precision": MixedPrecision,
     "quantize_activations": QuantizeActivations,
     "quantize_scan": QuantizeScan,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from planish.ir.program import Change, Program, Sample
 from planish.ir.quant import dequantize
+from planish.ir.stack import sign_stack
 from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.fisher import requests_of
 from planish.passes.healing import (
@@ -248,7 +249,7 @@ class Distill(LongPass):
 
 
 def _check(program: Program) -> None:
-    node = next(program.nodes(dequantize), None)
+    node = next(program.nodes(dequantize, sign_stack), None)
     if node is not None:
         raise NotApplicable(
             f"{CALLED}: weights of {program.source.name} are quantized (%{node.name}), and codes "

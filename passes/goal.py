@@ -39,6 +39,13 @@ class Goal(OneOf):
         """What share may be left of what is counted, where that is known beforehand."""
         return 1 / self.value if self.speed else self.value
 
+    @property
+    def counted(self) -> str:
+        """What `left` is a share of."""
+        if self.flops is not None:
+            return "flops"
+        return "parameters" if self.speed is None else "bytes moved"
+
     def left(self, program: Program, original: Program) -> float:
         """What share a program has of what is counted in another; of recovery, parameters."""
         return self._amount(program) / self._amount(original)

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, NamedTuple
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from planish.ir.program import Change, Program
+from planish.ir.program import Change, Program, Trial, Trials
 from planish.passes.blocks import Block, find_blocks
 from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.goal import Goal
@@ -34,11 +34,12 @@ SMALLEST = 0.3
 
 
 class Tried(NamedTuple):
-    """A mixture, what a model loses by it on other samples, and the share it was to leave."""
+    """A mixture, what it loses on other samples, and the share it was to leave, and leaves."""
 
     mixture: Mixture
     lost: float
     share: float
+    left: float
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -102,7 +103,8 @@ class Shrink(LongPass):
         if not met:
             warnings.warn(f"{CALLED}: {said}", GoalMissed, stacklevel=2)
         made = after.changes[len(program.changes) :]
-        return dataclasses.replace(after, changes=(*program.changes, Change("output", said), *made))
+        told = Change("output", said, self._trials(program, tried, best))
+        return dataclasses.replace(after, changes=(*program.changes, told, *made))
 
     def _ways(self, shapes: Program, order: Sequence[Block]) -> Ways:
         return Ways(shapes, order, self.kinds, self.target, self.round_to, self.repair)
@@ -129,8 +131,9 @@ class Shrink(LongPass):
         mixtures = ways.reaching(share)
         found = []
         for number, mixture in enumerate(mixtures, start=1):
-            lost = _lost(ways.made(small, mixture), small, before)
-            found.append(Tried(mixture, lost, share))
+            made = ways.made(small, mixture)
+            lost, left = _lost(made, small, before), self.target.left(made, small)
+            found.append(Tried(mixture, lost, share, left))
             work.tell(number, len(mixtures))
         return found
 
@@ -165,14 +168,23 @@ class Shrink(LongPass):
         if self.target.speed:
             left = f"{1 / share:.2f} times as fast by the model"
         else:
-            left = f"{share:.3f} of the {'flops' if self.target.flops else 'parameters'} left"
-        unit = "nats a token" if is_scored(program) else "of the outputs' size"
+            left = f"{share:.3f} of the {self.target.counted} left"
         word = "met" if met else "not met, this is the nearest found"
         return (
-            f"{self.target}: {word}; without {best.mixture}; {left}; {best.lost:.4f} {unit} lost "
-            f"on other samples, of {count} tried",
+            f"{self.target}: {word}; without {best.mixture}; {left}; {best.lost:.4f} "
+            f"{_unit(program)} lost on other samples, of {count} tried",
             met,
         )
+
+    def _trials(self, program: Program, tried: Sequence[Tried], best: Tried) -> Trials:
+        """Every candidate that was measured, for the report's curve."""
+        made = [Trial(f"without {one.mixture}", one.left, one.lost, one is best) for one in tried]
+        return Trials(self.target.counted, _unit(program), tuple(made))
+
+
+def _unit(program: Program) -> str:
+    """What losses are measured in."""
+    return "nats a token" if is_scored(program) else "of the outputs' size"
 
 
 def _without_data(program: Program) -> Program:

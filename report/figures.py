@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from planish.report.blocks import Kind
 from planish.report.svg import AFTER, BEFORE, INK, MUTED, WORSE
-from planish.report.words import TIMES, percent, size, times
+from planish.report.words import TIMES, percent, shortened, size, times
 
 ROW = 0.27
 """Inches a row of a chart takes."""
@@ -62,8 +62,7 @@ def _label(kind: Kind, width: float) -> str:
     """The kind's name, cut in front where it is long, and how many layers are of it."""
     repeats = f" {TIMES}{len(kind.layers)}" if len(kind.layers) > 1 else ""
     room = (28 if width > PHONE else 20) - len(repeats)
-    name = kind.name if len(kind.name) <= room else "…" + kind.name[1 - room :]
-    return name + repeats
+    return shortened(kind.name, room) + repeats
 
 
 def _rows(count: int, width: float, labels: Sequence[str]) -> tuple[Figure, Axes]:
@@ -96,7 +95,8 @@ def errors(kinds: Sequence[Kind], width: float) -> Figure:
     """The relative error of every weight: a map of kinds by blocks, or a bar a layer."""
     touched = [kind for kind in kinds if any(layer["error"] for layer in kind.layers)]
     if max(len(kind.layers) for kind in touched) > 1:
-        return _error_map(touched, width)
+        worst = max(layer["error"] or 0.0 for kind in touched for layer in kind.layers)
+        return _map(touched, "error", worst, width)
     rows = sorted(touched, key=lambda kind: -kind.layers[0]["error"])[:MOST_ROWS]
     rows = [kind for kind in touched if kind in rows]
     figure, axes = _rows(len(rows), width, [_label(kind, width) for kind in rows])
@@ -110,17 +110,21 @@ def errors(kinds: Sequence[Kind], width: float) -> Figure:
     return figure
 
 
-def _error_map(kinds: Sequence[Kind], width: float) -> Figure:
-    """A cell for each kind and block; the darker, the larger the error."""
+def shares(kinds: Sequence[Kind], width: float) -> Figure:
+    """What share of each layer is left: a map of kinds by blocks."""
+    return _map(kinds, "share", 1.0, width)
+
+
+def _map(kinds: Sequence[Kind], what: str, most: float, width: float) -> Figure:
+    """A cell for each kind and block; the darker, the larger it is. None of it is no cell."""
     figure, axes = _rows(len(kinds), width, [_label(kind, width) for kind in kinds])
-    worst = max(layer["error"] or 0.0 for kind in kinds for layer in kind.layers)
     last = max(block or 0 for kind in kinds for block in kind.blocks)
     for place, kind in enumerate(kinds):
         for layer, block in zip(kind.layers, kind.blocks, strict=True):
             # A layer outside the blocks fills the row: there is only one of it.
             left, span = (-0.5, last + 1) if block is None else (block - 0.5, 1)
-            if layer["error"] is not None:
-                _cell(axes, left, place - 0.44, span, 0.88, layer["error"] / worst)
+            if layer[what] is not None:
+                _cell(axes, left, place - 0.44, span, 0.88, layer[what] / most)
     axes.set_xlim(-0.5, last + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(10 if width > PHONE else 6, integer=True))
     axes.set_xlabel("block")

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from planish.report import pictures, view
+from planish.report import pictures, structure, view
 from planish.report.blocks import kinds_of
 
 
@@ -30,14 +30,19 @@ def render(manifest: Mapping[str, Any], measurements: Mapping[str, Any]) -> str:
     """The page. The same data give the same page."""
     evaluations = _several(measurements.get("evaluation"))
     benchmarks = [view.benchmark(found) for found in _several(measurements.get("bench"))]
+    shapes = structure.structure(manifest)
     page: str = template("report.html.j2").render(
         title=view.title_of(manifest),
         recipe=manifest["recipe"],
         tiles=view.tiles(manifest, evaluations, benchmarks),
-        sections=view.SECTIONS,
+        sections=[one for one in view.SECTIONS if shapes or one[0] != "structure"],
         notes=manifest["notes"],
         sizes=view.sizes(manifest),
-        steps=view.steps(manifest, measurements.get("seconds", {})),
+        steps=[
+            {**step, "trials": structure.trials(step["changes"], place)}
+            for place, step in enumerate(view.steps(manifest, measurements.get("seconds", {})))
+        ],
+        structure=shapes,
         layers=view.layers(manifest["layers"]),
         blocks=max((len(kind.layers) for kind in kinds_of(manifest["layers"])), default=0),
         worst=view.worst_error(manifest["layers"]),

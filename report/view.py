@@ -15,6 +15,7 @@ Json = Mapping[str, Any]
 SECTIONS = (
     ("sizes", "Sizes"),
     ("steps", "What was done"),
+    ("structure", "Structure"),
     ("layers", "Layer by layer"),
     ("quality", "Quality"),
     ("speed", "Speed"),

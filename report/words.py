@@ -39,6 +39,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1e}%" if abs(share) < 1e-5 else f"{three_digits(100 * share)}%"
 
 
+def shortened(text: str, room: int) -> str:
+    """A name cut in front, where it is longer than so many letters."""
+    return text if len(text) <= room else "\N{HORIZONTAL ELLIPSIS}" + text[1 - room :]
+
+
 def three_digits(value: float) -> str:
     """Three significant digits without an exponent, unless a number is very small or large."""
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"

@@ -9,16 +9,9 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from planish.lowering.artifact import (
-    MANIFEST,
-    ONNX_MODEL,
-    TORCH_PROGRAM,
-    TRITON_PROGRAM,
-    model_file,
-    read_manifest,
-)
+from planish.lowering.artifact import MANIFEST, model_file, read_manifest
 from planish.runtime import generate
-from planish.runtime.backend import Backend, CannotOpen, Provider
+from planish.runtime.backend import Backend, Provider
 from planish.runtime.causal import (
     Cache,
     NotCausal,
@@ -29,6 +22,7 @@ from planish.runtime.causal import (
 )
 from planish.runtime.config import read_json, setting
 from planish.runtime.generate import Completion, Piece
+from planish.runtime.opening import backend_of
 from planish.runtime.sampling import Options
 from planish.runtime.tokenizer import NoTokenizer, Tokenizer, end_tokens
 from planish.runtime.values import Array, Value, as_array, checked
@@ -62,7 +56,12 @@ class Session:
 
     @classmethod
     def open(
-        cls, folder: Path | str, *, provider: Provider = "auto", threads: int | None = None
+        cls,
+        folder: Path | str,
+        *,
+        provider: Provider = "auto",
+        threads: int | None = None,
+        memory: int | None = None,
     ) -> Session:
         """Load an artifact. No code in the folder is run, and nothing is fetched.
 
@@ -70,31 +69,17 @@ class Session:
             folder: what `planish convert` or `planish.optimize` wrote.
             provider: the device; `"auto"` prefers CUDA where the artifact can use it.
             threads: how many threads of the CPU to use; by default as many as there are cores.
+            memory: bytes that the model's tensors may take, for an artifact of target torch that
+                `bitstack` made: as many of its blocks are kept as fit, those that gain most. By
+                default all.
 
         Raises:
-            CannotOpen: if the folder holds nothing that can be run, or the device is not there.
+            CannotOpen: if the folder holds nothing that can be run, the device is not there, or the
+                model has no blocks to leave out, or does not fit into `memory`.
             planish.lowering.artifact.BadArtifact: if its manifest is damaged.
         """
         folder = Path(folder)
-        file = model_file(folder)
-        # Each backend imports a large library, of which only one is needed.
-        if file is not None and file.suffix == ".onnx":
-            from planish.runtime.ort_backend import OnnxBackend  # noqa: PLC0415
-
-            return cls(folder, OnnxBackend(file, provider, threads), threads)
-        if file is not None and file == folder / TRITON_PROGRAM:
-            from planish.runtime.triton_backend import TritonBackend  # noqa: PLC0415
-
-            return cls(folder, TritonBackend(file.parent, provider, threads), threads)
-        if file is not None:
-            from planish.runtime.torch_backend import TorchBackend  # noqa: PLC0415
-
-            return cls(folder, TorchBackend(file.parent, provider, threads), threads)
-        missing = f"holds neither {ONNX_MODEL} nor {TORCH_PROGRAM} nor {TRITON_PROGRAM}"
-        raise CannotOpen(
-            f"{folder} {missing if folder.is_dir() else 'is no folder'}, so there is nothing to "
-            "run; give a folder that planish convert wrote."
-        )
+        return cls(folder, backend_of(folder, provider, threads, memory), threads)
 
     @property
     def inputs(self) -> tuple[Value, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from planish.ir.program import Program
+from planish.ir.stack import CannotFit, fitted
 from planish.runtime.backend import CannotOpen, Provider, RunFailed
 from planish.runtime.values import Value, as_array
 
@@ -28,14 +29,16 @@ class TorchBackend:
         threads: int | None = None,
         *,
         program: Program | None = None,
+        memory: int | None = None,
     ) -> None:
-        """Load a program, unless it is given."""
+        """Load a program, unless it is given; of stacks, what fits into so many bytes."""
         if provider == "cuda":
             raise CannotOpen(
                 f"{folder} holds a torch artifact, which runs on the CPU only; convert with "
                 "target onnx to run on CUDA."
             )
-        self._program = program if program is not None else Program.load(folder)
+        loaded = program if program is not None else Program.load(folder)
+        self._program = loaded if memory is None else _fitted(loaded, memory)
         self._threads = threads
         self._dtypes = {spec.name: spec.dtype for spec in self._program.inputs}
         self.inputs = tuple(
@@ -68,6 +71,13 @@ class TorchBackend:
 
     def _extent(self, extent: Any) -> int | str:
         return extent if isinstance(extent, int) else self._program.shapes.text(extent)
+
+
+def _fitted(program: Program, memory: int) -> Program:
+    try:
+        return fitted(program, memory)
+    except CannotFit as problem:
+        raise CannotOpen(str(problem)) from problem
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -18,6 +18,7 @@ from planish.lowering.onnx.movement import MOVEMENT
 from planish.lowering.onnx.products import PRODUCTS
 from planish.lowering.onnx.quantized import QUANTIZED
 from planish.lowering.onnx.reduction import REDUCTION
+from planish.lowering.onnx.stacks import STACKS
 from planish.lowering.onnx.windows import WINDOWS
 
 EMITTERS: Mapping[Callable[..., Any], Emitter] = MappingProxyType(
@@ -33,5 +34,6 @@ EMITTERS: Mapping[Callable[..., Any], Emitter] = MappingProxyType(
     | ATTENTION
     | QUANTIZED
     | ROUNDED
+    | STACKS
 )
 """By the operator, as a program's nodes name it."""

@@ -89,6 +89,9 @@ def test_each_layer_has_its_sizes(before: Program, after: Program) -> None:
     assert deltas["norm"].form == ("float32", "")
     assert deltas["norm"].error is None
     assert deltas["turned_a"].parameters == (0, 64 * 20)
+    assert deltas["block"].shapes == (((64, 32),), ((64, 32),))  # as read, however stored
+    assert deltas["norm"].shapes == (((32,),), ())
+    assert deltas["turned_a"].shapes == ((), ((64, 20),))
     nbytes = [sum(delta.nbytes[side] for delta in deltas.values()) for side in (0, 1)]
     assert nbytes == [before.nbytes, after.nbytes]
 

@@ -18,6 +18,7 @@ from planish.ir.program import Input, Program
 from planish.ir.quant import dequantize
 from planish.ir.shapes import propagate, well_formed
 from planish.ir.sizes import Extent, Size, SymbolicShapes, evaluate
+from planish.ir.stack import sign_stack
 from planish.lowering.onnx.lower import MODEL_FILE, lower
 from planish.lowering.onnx.model import UnsupportedOperator, build
 from planish.lowering.onnx.table import EMITTERS
@@ -424,6 +425,7 @@ COMPOSITES = [
     case(fake_quantize, X, None, torch.float8_e4m3fn, True),
     case(fake_quantize, X, None, torch.int8, False),
     case(fake_quantize, X, Of((), low=0.01), torch.int8, False),
+    case(sign_stack, Of((2, 4, 3), torch.uint8), f(2, 4, 5), f(2, 5, 20), f(2)),
     case(ops.rms_norm, X, None, 1e-5),
     case(ops.rms_norm, Of(("B", 8), torch.float16), f(8), 1e-5),
     *(case(ops.gated, X, X, name) for name in ("silu", "gelu", "gelu_tanh", "relu")),

@@ -17,6 +17,7 @@ from planish.ir.shapes import well_formed
 from planish.passes import PASSES, name_of
 from planish.passes.awq import Awq
 from planish.passes.binarize import Binarize
+from planish.passes.bitstack import BitStack, Budget
 from planish.passes.cast import Cast
 from planish.passes.choice import Target
 from planish.passes.contract import Contract, LongPass, NotApplicable, Pass
@@ -36,6 +37,7 @@ from planish.passes.quantize_scan import QuantizeScan
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.reconstruct import Reconstruct
 from planish.passes.rotate import Rotate
+from planish.passes.share_blocks import ShareBlocks
 from planish.passes.shrink import Shrink
 from planish.passes.slice import Slice
 from planish.passes.smooth_quant import SmoothQuant
@@ -173,6 +175,7 @@ MODULES: dict[str, type[nn.Module]] = {
     "isolate": Leaking,
     "rotate": Streamed,
     "prune_depth": Stacked,
+    "share_blocks": Stacked,
     "slice": Streamed,
     "quantize_scan": Scanned,
     "prune_channels": Streamed,
@@ -253,6 +256,10 @@ CASES: dict[str, tuple[Pass, ...]] = {
         Sparsify(sparsity="2:4", targets=("up",)),
     ),
     "low_rank": (LowRank(ratio=0.9, round_to=1), LowRank(ratio=0.9, calibration="none")),
+    "share_blocks": (
+        ShareBlocks(layers=1, choose="even"),
+        ShareBlocks(layers=2, scale="none"),
+    ),
     "shrink": (Shrink(target=Goal(parameters=0.8), kinds=("channels",), round_to=4),),
     "slice": (Slice(ratio=0.25), Slice(ratio=0.25, bases="per_block", tied="split", repair=False)),
     "quantize_weights": (
@@ -269,6 +276,10 @@ CASES: dict[str, tuple[Pass, ...]] = {
         Binarize(levels=2, group_size=32, rank=16),
         Binarize(levels=3, group_size=None, rank=16, calibration="inputs"),
         Binarize(levels=3, group_size=32, calibration="none"),
+    ),
+    "bitstack": (
+        BitStack(blocks=2, rank=4),
+        BitStack(blocks=6, rank=4, calibration="none", budget=Budget(share=0.5)),
     ),
     "quantize_activations": (
         QuantizeActivations(),
@@ -299,6 +310,7 @@ NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
     "rotate": lambda given: (Rotate(), given),
     "sparsify": lambda given: (Sparsify(ignore=("Linear",)), given),
     "low_rank": lambda given: (LowRank(ignore=("Linear",)), given),
+    "share_blocks": lambda given: (ShareBlocks(layers=1), given),
     "shrink": lambda given: (
         Shrink(target=Goal(parameters=0.8), kinds=("heads",)),
         given,
@@ -310,6 +322,7 @@ NOTHING_TO_DO: dict[str, Callable[[Program], tuple[Pass, Program]]] = {
     ),
     "gptq": lambda given: (Gptq(bits=4, group_size=32, ignore=("Linear",)), given),
     "binarize": lambda given: (Binarize(levels=3, group_size=32, ignore=("Linear",)), given),
+    "bitstack": lambda given: (BitStack(ignore=("Linear",)), given),
     "quantize_activations": lambda given: (QuantizeActivations(ignore=("Linear",)), given),
     "quantize_scan": lambda given: (QuantizeScan(), given),
     "mixed_precision": lambda given: (
@@ -325,10 +338,11 @@ ERROR = {
     **dict.fromkeys(("fuse_conv_bn", "smooth_quant", "awq", "rotate"), 1e-6),
     **dict.fromkeys(("quantize_weights", "gptq", "mixed_precision"), 0.2),
     **dict.fromkeys(("sparsify", "low_rank"), 0.3),
-    "binarize": 0.5,
+    **dict.fromkeys(("binarize", "bitstack"), 0.5),
     "prune_depth": 0.5,
     "slice": 0.5,
     "shrink": 0.5,
+    "share_blocks": 0.65,
     "distill": 0.5,
     **dict.fromkeys(("cast", "isolate"), 0.02),
     **dict.fromkeys(("quantize_activations", "quantize_scan"), 0.05),

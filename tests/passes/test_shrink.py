@@ -73,6 +73,16 @@ def test_the_goal_is_met_and_told(goal: Goal, llama: Program) -> None:
     assert said.startswith(f"{goal}: met; without ")
     assert "nats a token lost on other samples, of " in said
     assert len(step.changes) > 1
+    tried = step.changes[0].tried
+    assert tried is not None
+    assert (tried.counted, tried.unit) == (goal.counted, "nats a token")
+    assert f"of {len(tried.made)} tried" in said
+    (chosen,) = [one for one in tried.made if one.chosen]
+    assert chosen.what in said
+    assert f"{chosen.lost:.4f} nats" in said
+    assert chosen.lost == min(one.lost for one in tried.made)
+    assert chosen.left == pytest.approx(goal.left(after, llama))
+    assert all(one.left <= goal.share for one in tried.made)
     assert analyse_program(after).verdict == "isolated"
 
 

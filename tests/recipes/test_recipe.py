@@ -118,6 +118,7 @@ def test_the_canonical_text_spells_everything_out_and_reads_back(tmp_path: Path)
 ZOO = [
     "auto-4.5bit",
     "bf16",
+    "bitstack",
     "compact",
     "compact-healed",
     "fold",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.integrations import moe
 
-from planish.ir import activations, quant
+from planish.ir import activations, quant, stack
 from support.refute import Sample
 from support.tensors import b, f
 
@@ -136,7 +136,7 @@ PLANISH: dict[str, list[tuple[Any, ...]]] = {
 }
 
 
-REGISTERS = (activations, moe, quant)
+REGISTERS = (activations, moe, quant, stack)
 """Modules that register operators when they are imported."""
 
 ROWS_OF_GROUPS = f(8, 16), f(2, 16, 16), torch.tensor([3, 8], dtype=torch.int32)
@@ -147,6 +147,12 @@ def _quantized() -> Sample:
     packed = torch.randint(0, 255, (4, 16), dtype=torch.uint8)
     name = "planish.dequantize"
     return Sample(name, (packed, f(4, 1), None, 4, 32, [4, 32], torch.float32))
+
+
+def _stack() -> Sample:
+    """Two blocks of a matrix [4, 16]."""
+    signs = torch.randint(0, 255, (2, 4, 2), dtype=torch.uint8)
+    return Sample("planish.sign_stack", (signs, f(2, 4, 3), f(2, 3, 16), f(2)))
 
 
 SAMPLES = [Sample(f"aten.{name}", args) for name, calls in CALLS.items() for args in calls]
@@ -162,6 +168,7 @@ SAMPLES += [
     ),
     *(Sample(f"planish.{name}", args) for name, calls in PLANISH.items() for args in calls),
     _quantized(),
+    _stack(),
     Sample("transformers.grouped_mm_fallback.default", ROWS_OF_GROUPS),
     Sample(
         "aten._grouped_mm.default",

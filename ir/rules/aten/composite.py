@@ -122,7 +122,7 @@ def _whole(value: Expression) -> tuple[str, ...]:
 
 
 def dequantize(call: Call) -> Expression:
-    """`planish::dequantize`: a weight out of codes and scales, each element out of any."""
+    """`planish::dequantize` and `sign_stack`: a weight, each element out of any that is stored."""
     values = call.tensors()
     return Reads(call.shape, tuple(Operand(one, _whole(one)) for one in values), "statistic")
 
@@ -146,5 +146,6 @@ RULES: dict[str, Rule] = {
     "planish.gated": gated,
     "planish.selective_scan": selective_scan,
     "planish.dequantize": dequantize,
+    "planish.sign_stack": dequantize,
     "planish.fake_quantize": fake_quantize,
 }

@@ -44,8 +44,9 @@ RAW = "_grouped_mm.default empty_like.default new_empty.default new_empty_stride
 """Operators that give memory as earlier requests left it."""
 
 NEVER_APART = {f"aten.{name}" for name in (WHOLE + SIZED + RAW).split()} | {
-    # Codes are packed across words; its operands are weights, never requests.
+    # Codes and signs are packed across words; what is read are weights, never requests.
     "planish.dequantize",
+    "planish.sign_stack",
     # Memory is followed only where the graph itself made it (tests/ir/isolation).
     "aten.as_strided.default",
     "aten.as_strided_copy.default",
