@@ -20,6 +20,7 @@ assert ops  # it declares planish's operators
 
 NOT_DRAWN = {
     "composite": "compared one by one alone (tests/ir/rules)",
+    "kernels": "what a specification on the node says, of lowered programs (tests/ir/rules)",
     "selection": "sizes of results that data decide are not drawn",
 }
 """Families of ATen that random programs have nothing of, and why."""
