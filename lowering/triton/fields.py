@@ -161,3 +161,25 @@ class Cut(ABC):
         """
         if (self.tiling.slices - 1) * self.per_slice >= self.blocks:
             raise NoKernel(f"{self.blocks} blocks cannot be cut into {self.tiling.slices} slices.")
+
+
+class Packed(Cut):
+    """A cut product whose weight is packed: words and bytes hold the codes of several slices."""
+
+    group: int
+    lanes: int
+
+    @property
+    @abstractmethod
+    def folds(self) -> int:
+        """Slices of a block."""
+
+    @property
+    def block(self) -> int:
+        """Columns of W that one step of the reduction reads."""
+        return self.lanes * self.folds
+
+    @property
+    def groups(self) -> int:
+        """Rows of the scales as they are stored: enough for every column of every block."""
+        return 1 if self.group == self.k else math.ceil(self.blocks * self.block / self.group)

@@ -6,7 +6,6 @@ of weights are part of it; the number of rows (tokens) is not, beyond the bucket
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from planish.lowering.triton.fields import (
@@ -17,6 +16,7 @@ from planish.lowering.triton.fields import (
     Dtype,
     Epilogue,
     NoKernel,
+    Packed,
     Scaling,
     Tiling,
     check_words,
@@ -49,7 +49,7 @@ EXACT = (2**31 - 1) // 128**2
 
 
 @dataclass(frozen=True)
-class WeightOnly(Cut):
+class WeightOnly(Packed):
     """y [M, N] = epilogue(x [M, K] · Wᵀ), where W is stored as codes of a few bits.
 
     Attributes:
@@ -96,19 +96,9 @@ class WeightOnly(Cut):
         return SLICES[self.bits]
 
     @property
-    def block(self) -> int:
-        """Columns of W that one step of the reduction reads."""
-        return self.lanes * self.folds
-
-    @property
     def words(self) -> int:
         """Words in one row of the packed weight."""
         return self.blocks * WORDS[self.bits] * self.lanes
-
-    @property
-    def groups(self) -> int:
-        """Rows of the scales as they are stored: enough for every column of every block."""
-        return 1 if self.group == self.k else math.ceil(self.blocks * self.block / self.group)
 
     @property
     def stored(self) -> dict[str, tuple[int, ...]]:
@@ -199,7 +189,7 @@ class Scaled(Cut):
 
 
 @dataclass(frozen=True)
-class GroupScaled(Cut):
+class GroupScaled(Packed):
     """y [M, N] = epilogue(x [M, K] · Wᵀ · row scales), x codes of 8 bits and W of 4, in groups.
 
     Both are integers: the sums of a group are exact, then multiplied by the group's scale and
@@ -252,16 +242,6 @@ class GroupScaled(Cut):
     def folds(self) -> int:
         """Slices of a block: codes that a byte holds."""
         return 2
-
-    @property
-    def block(self) -> int:
-        """Columns of W that one step of the reduction reads."""
-        return self.lanes * self.folds
-
-    @property
-    def groups(self) -> int:
-        """Rows of the scales as they are stored: enough for every column of every block."""
-        return 1 if self.group == self.k else math.ceil(self.blocks * self.block / self.group)
 
     @property
     def stored(self) -> dict[str, tuple[int, ...]]:

@@ -34,7 +34,7 @@ from planish.runtime.session import Session
 from planish.runtime.torch_backend import TorchBackend
 from support.captured import captured
 from support.models import tiny_folder
-from support.pair import BEFORE, Pair
+from support.pair import BEFORE, Pair, calibrated_pair
 from support.tensors import correlated
 
 AFTER = """\
@@ -51,9 +51,7 @@ program Pair for 1 <= B
 
 @pytest.fixture
 def program() -> Program:
-    torch.manual_seed(0)
-    made = from_module(Pair().eval(), {"x": correlated(3, 0)})
-    return dataclasses.replace(made, calibration=({"x": correlated(200, 1)},))
+    return calibrated_pair()
 
 
 def stacks(program: Program) -> dict[str, SignStack]:

@@ -5,15 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from planish.ir.capture.export import from_module
 from planish.ir.isolation.programs import analyse_program
 from planish.ir.program import Program
 from planish.passes import name_of
 from planish.passes.contract import NotApplicable
 from planish.passes.low_rank import LowRank
 from planish.passes.pipeline import apply, relative_error
-from support.pair import BEFORE, Pair
-from support.tensors import correlated
+from support.pair import BEFORE, calibrated_pair
 
 AFTER = """\
 program Pair for 1 <= B
@@ -28,9 +26,7 @@ program Pair for 1 <= B
 
 @pytest.fixture
 def program() -> Program:
-    torch.manual_seed(0)
-    made = from_module(Pair().eval(), {"x": correlated(3, 0)})
-    return dataclasses.replace(made, calibration=({"x": correlated(200, 1)},))
+    return calibrated_pair()
 
 
 def test_a_layer_becomes_two_narrow_ones(program: Program) -> None:

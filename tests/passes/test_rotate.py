@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from planish.ir.capture.export import from_module
 from planish.ir.program import Program
@@ -12,6 +12,7 @@ from planish.passes.hadamard import paley, random_orthogonal, randomized_hadamar
 from planish.passes.pipeline import apply
 from planish.passes.rotate import Rotate
 from support.captured import captured
+from support.stream import Stream
 
 BEFORE = """\
 program Stream for 1 <= B
@@ -40,26 +41,10 @@ program Stream for 1 <= B
 """
 
 
-class Stream(nn.Module):
-    """A residual stream whose table is tied to what reads it last."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.norm = nn.Embedding(7, 12), nn.RMSNorm(12, eps=1e-6)
-        self.up, self.down = nn.Linear(12, 8, bias=False), nn.Linear(8, 12, bias=False)
-        nn.init.uniform_(self.norm.weight, 0.5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        stream = self.table(x)
-        stream = stream + self.down(torch.relu(self.up(self.norm(stream))))
-        y: Tensor = nn.functional.linear(stream, self.table.weight)
-        return y
-
-
 @pytest.fixture
 def program() -> Program:
     torch.manual_seed(0)
-    return from_module(Stream().eval(), {"x": torch.randint(0, 7, (3, 5))})
+    return from_module(Stream(7).eval(), {"x": torch.randint(0, 7, (3, 5))})
 
 
 def test_the_stream_is_multiplied_by_one_matrix(program: Program) -> None:

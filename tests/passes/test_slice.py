@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import planish
 from planish.ir.axes.cut import zeroed
@@ -20,6 +20,7 @@ from planish.passes.pipeline import apply, relative_error
 from planish.passes.slice import Slice
 from planish.passes.work import Journal, Work
 from support.captured import captured
+from support.stream import Stream
 
 BEFORE = """\
 program Stream for 1 <= B
@@ -64,22 +65,6 @@ program Stream for 1 <= B
 """
 
 
-class Stream(nn.Module):
-    """A residual stream whose table is tied to what reads it last."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.norm = nn.Embedding(17, 12), nn.RMSNorm(12, eps=1e-6)
-        self.up, self.down = nn.Linear(12, 8, bias=False), nn.Linear(8, 12, bias=False)
-        nn.init.uniform_(self.norm.weight, 0.5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        stream = self.table(x)
-        stream = stream + self.down(torch.relu(self.up(self.norm(stream))))
-        y: Tensor = nn.functional.linear(stream, self.table.weight)
-        return y
-
-
 def learning(program: Program, count: int) -> Program:
     """Return a program with so many more samples, drawn like its first."""
     chance = torch.Generator().manual_seed(1)
@@ -99,7 +84,7 @@ def learning(program: Program, count: int) -> Program:
 @pytest.fixture
 def program() -> Program:
     torch.manual_seed(0)
-    made = from_module(Stream().eval(), {"x": torch.randint(0, 17, (3, 5))})
+    made = from_module(Stream(17).eval(), {"x": torch.randint(0, 17, (3, 5))})
     return learning(made, 8)
 
 

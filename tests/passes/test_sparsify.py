@@ -19,15 +19,13 @@ from planish.passes.sequential import second_moments
 from planish.passes.sparsify import Sparsify
 from planish.passes.sparsity import Sparsity, by_inputs, by_size, compensated
 from planish.passes.work import Journal, Work
-from support.pair import BEFORE, Pair
+from support.pair import BEFORE, calibrated_pair
 from support.tensors import correlated
 
 
 @pytest.fixture
 def program() -> Program:
-    torch.manual_seed(0)
-    made = from_module(Pair().eval(), {"x": correlated(3, 0)})
-    return dataclasses.replace(made, calibration=({"x": correlated(200, 1)},))
+    return calibrated_pair()
 
 
 def output_error(wrong: Tensor, inputs: Tensor) -> float:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import torch
 from torch import Tensor, nn
+
+from planish.ir.capture.export import from_module
+from planish.ir.program import Program
+from support.tensors import correlated
 
 BEFORE = """\
 program Pair for 1 <= B
@@ -26,6 +33,13 @@ class Pair(nn.Module):
         """Give [B, 8] for x [B, 64]."""
         result: Tensor = self.second(self.first(x).relu())
         return result
+
+
+def calibrated_pair() -> Program:
+    """A pair of seed 0, with 200 rows to learn from."""
+    torch.manual_seed(0)
+    made = from_module(Pair().eval(), {"x": correlated(3, 0)})
+    return dataclasses.replace(made, calibration=({"x": correlated(200, 1)},))
 
 
 def packed_text(bits: int) -> str:
