@@ -40,6 +40,40 @@ class BadSamples(PlanishError):
     """Samples that do not fit the model."""
 
 
+class Text:
+    """A file of text that samples are cut from; file and tokenizer are read once."""
+
+    def __init__(self, file: str | Path, program: Program) -> None:
+        """Read both.
+
+        Raises:
+            BadSamples: if the program reads no tokens, or has no folder with a tokenizer.
+        """
+        folder = program.source.folder
+        if folder is None or all(spec.name != "input_ids" for spec in program.inputs):
+            raise BadSamples(
+                f"{file}: a text serves as samples only for a language model or encoder that was "
+                f"captured from a checkpoint with a tokenizer; {program.source.name} is not one. "
+                "Pass batches of inputs through the Python API instead."
+            )
+        self._file = file
+        self._tokenizer = Tokenizer(folder)
+        self._text = read_text(Path(file))
+
+    def rows(self, count: int, length: int) -> Tensor:
+        """The first tokens, [up to `count`, up to `length`].
+
+        Raises:
+            BadSamples: if they are fewer than one sample takes.
+        """
+        tokens = self._tokenizer.first(self._text, max(count * length, LENGTH))
+        if len(tokens) < LENGTH:
+            raise BadSamples(
+                f"{self._file}: {len(tokens)} tokens are too few; one sample takes {LENGTH}."
+            )
+        return torch.tensor(self._tokenizer.rows(tokens, count, min(length, len(tokens))))
+
+
 def with_samples(program: Program, given: Iterable[Mapping[str, Tensor]] | str | Path) -> Program:
     """A program with samples of the caller's: all to learn from, the first few rows to check on.
 
@@ -50,7 +84,7 @@ def with_samples(program: Program, given: Iterable[Mapping[str, Tensor]] | str |
     Raises:
         BadSamples: as `as_samples`.
     """
-    batches = given if isinstance(given, (str, Path)) else tuple(given)
+    batches = Text(given, program) if isinstance(given, (str, Path)) else tuple(given)
     checks = tuple(_first_rows(program, as_samples(batches, program)))
     return dataclasses.replace(
         program, samples=checks, calibration=as_calibration(batches, program)
@@ -76,7 +110,7 @@ def _first_rows(program: Program, samples: Iterable[Sample]) -> Iterator[Sample]
 
 
 def as_samples(
-    given: Iterable[Mapping[str, Tensor]] | str | Path, program: Program
+    given: Iterable[Mapping[str, Tensor]] | str | Path | Text, program: Program
 ) -> tuple[Sample, ...]:
     """Samples for a program.
 
@@ -89,30 +123,16 @@ def as_samples(
     Raises:
         BadSamples: if the text is too short, or the model has no tokenizer.
     """
-    if not isinstance(given, (str, Path)):
+    if isinstance(given, (str, Path)):
+        given = Text(given, program)
+    if not isinstance(given, Text):
         return tuple(_completed(program, sample) for sample in given)
-    rows = _rows(given, program, CHECKED, LENGTH)
+    rows = given.rows(CHECKED, LENGTH)
     return tuple(_inputs(program, row) for row in rows.split(1))
 
 
-def _rows(given: str | Path, program: Program, count: int, length: int) -> Tensor:
-    """The first tokens of a text, [up to `count`, up to `length`]."""
-    folder = program.source.folder
-    if folder is None or all(spec.name != "input_ids" for spec in program.inputs):
-        raise BadSamples(
-            f"{given}: a text serves as samples only for a language model or encoder that was "
-            f"captured from a checkpoint with a tokenizer; {program.source.name} is not one. "
-            "Pass batches of inputs through the Python API instead."
-        )
-    tokenizer = Tokenizer(folder)
-    tokens = tokenizer.first(read_text(Path(given)), max(count * length, LENGTH))
-    if len(tokens) < LENGTH:
-        raise BadSamples(f"{given}: {len(tokens)} tokens are too few; one sample takes {LENGTH}.")
-    return torch.tensor(tokenizer.rows(tokens, count, min(length, len(tokens))))
-
-
 def as_calibration(
-    given: Iterable[Mapping[str, Tensor]] | str | Path, program: Program
+    given: Iterable[Mapping[str, Tensor]] | str | Path | Text, program: Program
 ) -> tuple[Sample, ...]:
     """What passes learn from: of a text as many tokens as `CALIBRATION` asks for, or all batches.
 
@@ -124,9 +144,11 @@ def as_calibration(
         BadSamples: as `as_samples`.
     """
     count, length, together = CALIBRATION
-    if not isinstance(given, (str, Path)):
+    if isinstance(given, (str, Path)):
+        given = Text(given, program)
+    if not isinstance(given, Text):
         return tuple(_completed(program, sample) for sample in given)
-    rows = _rows(given, program, count, min([length, *_bounds(program)]))
+    rows = given.rows(count, min([length, *_bounds(program)]))
     return tuple(_inputs(program, part) for part in rows.split(together))
 
 
