@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from planish.ir.flow.graph import Flow
 from planish.ir.flow.polynomial import Count, Polynomial
+from planish.ir.isolation.assumptions import assumptions
 from planish.ir.isolation.labels import Labels
 from planish.ir.isolation.verdict import (
     Analysis,
@@ -61,7 +62,7 @@ def analyse_cases(cases: Sequence[Flow], labels: Labels, ties: Mapping[str, Coun
     first, *_ = cases
     labels.check([value.name for value in first.inputs], list(first.outputs))
     widest = max(cases, key=_open_sizes)
-    assumed = labels.assumptions(widest, labels.batch(widest.inputs), ties)
+    assumed = assumptions(widest, labels, ties)
     found = {flow: judged(flow, labels) for flow in cases}
     several = list(found.values())
     findings = _merged(several)

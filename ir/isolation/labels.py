@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from planish.ir.errors import PlanishError
-from planish.ir.flow.graph import Flow
 from planish.ir.flow.polynomial import Count, Polynomial, quotient
 from planish.ir.flow.vocabulary import Shape, Value
 from planish.ir.isolation.dependence import NOTHING, Cause, Dependence
@@ -261,64 +260,6 @@ class Labels:
                 sizes.append(value.shape[axis])
         several = [size for size in sizes if size != 1] or sizes
         return max(several, key=lambda size: (several.count(size), str(size)), default=None)
-
-    def assumptions(
-        self, flow: Flow, batch: Count | None, ties: Mapping[str, Count]
-    ) -> tuple[str, ...]:
-        """What a verdict rests on besides the graph, for people."""
-        inputs = flow.inputs
-        found = [said for value in inputs if (said := self._said(value)) is not None]
-        if self.owners.rows > 1:
-            how = "neighbouring rows" if self.owners.adjacent else "rows, one of each round,"
-            found.append(f"{self.owners.rows} {how} belong to one request (as declared)")
-        if len(ties) > 1:
-            found.append(f"the batch sizes {', '.join(sorted(ties))} of the inputs are equal")
-        if isinstance(batch, int):
-            found.append(
-                "the batch has one row, as the model fixes it, and that row is one request: "
-                "nothing is proven of requests that are packed into it one after another"
-                if batch == 1
-                else f"the batch has {batch} rows, as the model fixes it"
-            )
-        found += [f"no request is given the output {one} (as declared)" for one in self.internal]
-        if any(isinstance(size, Polynomial) for value in inputs for size in value.shape):
-            found.append("sizes that are left open are at least 1")
-        if flow.defaults:
-            few = ", ".join(flow.defaults[:3]) + (", ..." if len(flow.defaults) > 3 else "")
-            found.append(
-                f"{len(flow.defaults)} inputs keep the values that the file stores for them ({few})"
-            )
-        if flow.assertions:
-            found.append(
-                f"{flow.assertions} checks of values in the graph hold: one that fails "
-                "stops the run for all requests"
-            )
-        found += [f"every run fails {one}" for one in flow.stops]
-        return tuple(found)
-
-    def _said(self, value: Value) -> str | None:
-        """Whose an input is, for people."""
-        declared = {
-            **dict.fromkeys(
-                self.disjoint,
-                "has a row for each request along its batch axis, which names pages that hold "
-                "nothing of other requests, what it is padded with among them",
-            ),
-            **dict.fromkeys(self.pages, "holds pages of all requests"),
-            **dict.fromkeys(self.shared, "is the same for all requests"),
-            **dict.fromkeys(self.segment_ids, "is the same for all, and holds whose each row is"),
-            **dict.fromkeys(
-                self.cu_seqlens,
-                "is the same for all requests, and holds where the rows of each begin, from 0 to "
-                "the number of rows",
-            ),
-        }
-        if value.name in declared:
-            return f"{value.name} {declared[value.name]} (as declared)"
-        if self.whole(value.name):
-            return f"{value.name} is all of the one request in a batch (as declared)"
-        axis = self.axis(value.name, value.shape)
-        return None if axis is None else f"{value.name} holds the batch along axis {axis}"
 
 
 def _checked(axis: int | None, shape: Shape, name: str) -> int | None:
