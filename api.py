@@ -214,8 +214,10 @@ def optimize(
         recipe: the name of a ready recipe, the path of a YAML file, its contents as a dict, or a
             sequence of passes.
         inputs: as for `capture`.
-        samples: batches of inputs by name, or a file of text (`.txt`, `.jsonl`, `.parquet`) for a
-            model with a tokenizer. Passes are checked, and calibrated, on them.
+        samples: batches of inputs by name, or for a model with a tokenizer a file of text (`.txt`,
+            `.jsonl`, `.parquet`) or the name of a dataset on the hub, `OWNER/NAME` or
+            `OWNER/NAME/CONFIG/SPLIT`, of which the column `text` is read. Passes are checked, and
+            calibrated, on them.
         output: a folder to write, new or an artifact to be replaced.
         target: `"onnx"` for ONNX Runtime, `"torch"` to run the program eagerly, `"triton"` for
             generated GPU kernels; the recipe's own word by default.

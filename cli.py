@@ -53,6 +53,14 @@ Recipe = Annotated[
         show_default=False,
     ),
 ]
+Samples = Annotated[
+    str | None,
+    Option(
+        help="Text like the text to be served, to check and calibrate on: a file (.txt, .jsonl, "
+        ".parquet), or a dataset on the hub, OWNER/NAME or OWNER/NAME/CONFIG/SPLIT.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, Option("--json", help="Print the result as JSON on standard output.")]
 Against = Annotated[
     str | None,
@@ -104,9 +112,7 @@ def convert(
             "recipe's word by default."
         ),
     ] = None,
-    samples: Annotated[
-        Path | None, Option(help="Text (.txt, .jsonl, .parquet) to check and calibrate on.")
-    ] = None,
+    samples: Samples = None,
     isolation: Annotated[
         str | None, Option(help="bitwise, enforce, warn or off; the recipe's word by default.")
     ] = None,
@@ -308,9 +314,7 @@ def sensitivity(
         str,
         Option(help="What to choose formats for: bits, size, speed, loss or recovery = NUMBER."),
     ] = "bits=4.5",
-    samples: Annotated[
-        Path | None, Option(help="Text (.txt, .jsonl, .parquet) like the text to be served.")
-    ] = None,
+    samples: Samples = None,
     html: Annotated[
         Path | None, Option(help="Where to write a page with pictures, the choice and its recipe.")
     ] = None,

@@ -38,7 +38,7 @@ class Conversion:
     """The options of `convert` besides model, recipe and output."""
 
     target: str | None = None
-    samples: Path | None = None
+    samples: str | None = None
     isolation: str | None = None
     input_shapes: tuple[str, ...] = ()
     opset_only: bool = False

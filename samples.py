@@ -14,6 +14,7 @@ from torch import Tensor
 from planish.ir.errors import PlanishError
 from planish.ir.program import Program, Sample
 from planish.ir.sizes import evaluate
+from planish.runtime import datasets
 from planish.runtime.causal import state_names
 from planish.runtime.texts import BETWEEN, read_text
 from planish.runtime.tokenizer import NoTokenizer, Tokenizer
@@ -41,13 +42,14 @@ class BadSamples(PlanishError):
 
 
 class Text:
-    """A file of text that samples are cut from; file and tokenizer are read once."""
+    """A file or dataset of text that samples are cut from; text and tokenizer are read once."""
 
     def __init__(self, file: str | Path, program: Program) -> None:
         """Read both.
 
         Raises:
             BadSamples: if the program reads no tokens, or has no folder with a tokenizer.
+            planish.runtime.texts.BadFile: if the text cannot be read, or fetched.
         """
         folder = program.source.folder
         if folder is None or all(spec.name != "input_ids" for spec in program.inputs):
@@ -58,7 +60,7 @@ class Text:
             )
         self._file = file
         self._tokenizer = Tokenizer(folder)
-        self._text = read_text(Path(file))
+        self._text = read_text(datasets.fetch(str(file)) if datasets.is_dataset(file) else file)
 
     def rows(self, count: int, length: int) -> Tensor:
         """The first tokens, [up to `count`, up to `length`].
@@ -115,9 +117,10 @@ def as_samples(
     """Samples for a program.
 
     Args:
-        given: batches of inputs by name, or a file of text: its first tokens are cut into `CHECKED`
-            samples of `LENGTH`. Inputs that come beside `input_ids` are filled in where they are
-            missing: all tokens attended, no cache.
+        given: batches of inputs by name, or a file of text, or the name of a dataset on the hub
+            (`planish.runtime.datasets`): the first tokens of a text are cut into `CHECKED` samples
+            of `LENGTH`. Inputs that come beside `input_ids` are filled in where they are missing:
+            all tokens attended, no cache.
         program: decides which inputs there are; a text needs the tokenizer of its folder.
 
     Raises:

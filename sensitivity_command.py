@@ -29,7 +29,7 @@ POINTS = 200
 def main(
     model: str,
     target: str,
-    samples: Path | None,
+    samples: str | None,
     input_shapes: Sequence[str],
     *,
     html: Path | None,
@@ -69,7 +69,7 @@ def parse_target(text: str) -> Target:
         ) from None
 
 
-def _program(model: str, samples: Path | None, input_shapes: Sequence[str]) -> Program:
+def _program(model: str, samples: str | None, input_shapes: Sequence[str]) -> Program:
     program = api.capture(commands.resolve(model, input_shapes))
     return program if samples is None else with_samples(program, samples)
 
