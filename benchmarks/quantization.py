@@ -3,7 +3,7 @@
     python benchmarks/quantization.py [--model smollm2|gemma3]
                                       [--llmcompressor PYTHON] [--gptqmodel PYTHON]
                                       [--samples 128] [--windows 16] [--questions 400]
-                                      [--only TOOL/METHOD ...] [--results FILE]
+                                      [--only TOOL/METHOD ...] [--untimed] [--results FILE]
 
 PYTHON is the interpreter of a virtual environment that has the tool. All start from the same
 float32 checkpoint and the same samples (WikiText-2 validation, 512 tokens each), are asked for
@@ -12,7 +12,8 @@ Gemma 3 270M, and are judged on windows of 1,024 tokens of WikiText-2's test set
 and on four-choice questions (`questions.py`). Samples and windows begin as the model's texts do.
 Planish's `gptq-plain` is its `gptq` without drift correction, the algorithm that the others have.
 Each runs in a process of its own, one after the other: seconds are those of the quantization alone,
-memory is the process's peak.
+memory is the process's peak. With --untimed no seconds are kept: for machines that do other work
+beside, where they would say nothing.
 
 Figures go to `benchmarks/results/quantization.json`, by model; those of a run without some tool
 stay.
@@ -142,7 +143,8 @@ def show(row: dict[str, Any], base: float, plain: float | None) -> None:
     """Print one row, with its share of the log-perplexity that plain rounding costs."""
     rise = math.log(row["perplexity"] / base)
     share = f"{100 * rise / math.log(plain / base):5.0f}%" if plain else "     -"
-    cost = f"{row['seconds']:7.0f} s {row['peak_memory_mb']:7.0f} MB"
+    seconds = "      -" if row["seconds"] is None else f"{row['seconds']:7.0f}"
+    cost = f"{seconds} s {row['peak_memory_mb']:7.0f} MB"
     start = f"{row['tool']:14} {row['method']:12} {cost} {row['perplexity']:8.3f} {share}"
     print(f"{start} {answered(row)}", flush=True)
 
@@ -165,6 +167,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--questions", type=int, default=400)
     parser.add_argument("--only", nargs="*", default=[], metavar="TOOL/METHOD")
+    parser.add_argument("--untimed", action="store_true", help="keep no seconds")
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
 
@@ -192,6 +195,7 @@ def main() -> None:
         rows, plain = [], None
         for tool, method, python in wanted:
             row = measured(trial, tool, method, python, answers)
+            row |= {"seconds": None} if given.untimed else {}
             plain = row["perplexity"] if (tool, method) == ("planish", "rtn") else plain
             show(row, base["perplexity"], plain)
             rows.append(row)
