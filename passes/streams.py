@@ -9,7 +9,7 @@ Source: Ashkboos et al., "SliceGPT" (2024, section 3.3), for the matrices on ski
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from planish.ir.axes.fold import PASSES
 from planish.ir.axes.terms import resolved
 from planish.ir.edit import Edit
 from planish.ir.program import Program
+from planish.ir.reach import Reach
 
 aten = torch.ops.aten
 
@@ -47,39 +48,17 @@ def sums(program: Program, axes: Axes, axis: Axis) -> list[tuple[fx.Node, int]]:
         axes: of it.
         axis: along which the summands lie.
     """
-    reached = _ancestors(program.graph)
+    reach = Reach(program.graph)
     found = []
     for node in program.nodes(aten.add.Tensor):
         both: Any = node.args[:2]
         if not all(isinstance(one, fx.Node) and lies_along(axes, axis, one) for one in both):
             continue
         for place in (0, 1):
-            if _source(both[place]) in reached(both[1 - place]):
+            if reach.follows(both[1 - place], _source(both[place])):
                 found.append((node, place))
                 break
     return found
-
-
-def _ancestors(graph: fx.Graph) -> Callable[[fx.Node], _Reached]:
-    """For each node, what it is computed from, as bits of one number."""
-    place = {node: number for number, node in enumerate(graph.nodes)}
-    bits: dict[fx.Node, int] = {}
-    for node in graph.nodes:
-        found = 0
-        for argument in node.all_input_nodes:
-            found |= bits[argument] | 1 << place[argument]
-        bits[node] = found
-    return lambda node: _Reached(place, bits[node])
-
-
-class _Reached:
-    """A set of nodes."""
-
-    def __init__(self, place: dict[fx.Node, int], bits: int) -> None:
-        self._place, self._bits = place, bits
-
-    def __contains__(self, node: fx.Node) -> bool:
-        return bool(self._bits >> self._place[node] & 1)
 
 
 def _source(node: fx.Node) -> fx.Node:
