@@ -9,28 +9,20 @@ and of layers alike. Shapes do not tell 16 heads of 4 from 4 heads of 16, so the
 from __future__ import annotations
 
 import json
-import pathlib
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from planish.ir import ops
-from planish.ir.capture.checkpoint import model_class, quiet, read_config
 from planish.ir.program import Program, Sample, Source
 from planish.lowering.compressed_tensors import NotExpressible
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+from planish.lowering.hf_settings import Settings, built, numbers, parsed, replaced
 
 Shapes = Mapping[str, tuple[int, ...]]
-Settings = Mapping[str, Any]
-Path = tuple[str | int, ...]
-"""Where a number is in a config: keys, and places in lists."""
 
 TOLERANCE = 1e-3
 """How far the model of transformers may be from the program: relative, of the first output."""
@@ -62,12 +54,12 @@ class Sought:
         Raises:
             ValueError: if no model can be built.
         """
-        built = shapes_of(settings)
-        names = (set(built) | set(self.shapes)) - self.free
+        has = shapes_of(settings)
+        names = (set(has) | set(self.shapes)) - self.free
         return {
-            name: (built.get(name), self.shapes.get(name))
+            name: (has.get(name), self.shapes.get(name))
             for name in names
-            if built.get(name) != self.shapes.get(name)
+            if has.get(name) != self.shapes.get(name)
             # A buffer that the graph does not read may come and go.
             and not (name not in self.shapes and name not in self.source.stored_names)
         }
@@ -80,28 +72,9 @@ def shapes_of(settings: Settings) -> dict[str, tuple[int, ...]]:
         ValueError: if transformers refuses the config.
     """
     with torch.device("meta"):
-        model = _built(settings)
+        model = built(settings)
     named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
     return {name: tuple(tensor.shape) for name, tensor in named}
-
-
-def _built(settings: Settings) -> nn.Module:
-    try:
-        config = _parsed(settings)
-        with quiet():
-            model: nn.Module = model_class(config)(config)
-            return model.eval()
-    # Configs are checked in as many ways as there are models.
-    except Exception as error:
-        raise ValueError(str(error)) from error
-
-
-def _parsed(settings: Settings) -> PretrainedConfig:
-    """A config as it is read from a file, which is the form that infinity and the like have."""
-    with tempfile.TemporaryDirectory(prefix="planish-") as folder:
-        text = json.dumps(settings)
-        (pathlib.Path(folder) / "config.json").write_text(text, encoding="utf-8")
-        return read_config(folder)
 
 
 def configs_for(sought: Sought) -> Iterator[dict[str, Any]]:
@@ -202,19 +175,19 @@ def _stacks(names: Collection[str]) -> dict[str, int]:
 
 def _candidates(settings: Settings, pairs: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     """Configs with one number replaced: those that are a size first, then those that divide one."""
-    numbers = list(_numbers(settings))
-    same = [(at, new) for old, new in pairs for at, value in numbers if value == old]
+    stated = list(numbers(settings))
+    same = [(at, new) for old, new in pairs for at, value in stated if value == old]
     parts = [
         (at, scaled)
         for old, new in pairs
-        for at, value in numbers
+        for at, value in stated
         if value not in (0, old) and (scaled := _scaled(value, old, new)) is not None
     ]
     unset = [((key,), new) for _, new in pairs for key, value in settings.items() if value is None]
     for at, new in dict.fromkeys((*same, *parts, *unset)):
-        changed: dict[str, Any] = _replaced(settings, at, new)
+        changed: dict[str, Any] = replaced(settings, at, new)
         yield changed
-        shorter = _shortened(changed, dict(numbers).get(at), new)
+        shorter = _shortened(changed, dict(stated).get(at), new)
         if shorter != changed:
             yield shorter
 
@@ -236,35 +209,9 @@ def _scaled(value: float, old: int, new: int) -> int | float | None:
     return value * new // old if value * new % old == 0 else None
 
 
-def _numbers(settings: Any, at: Path = ()) -> Iterator[tuple[Path, int | float]]:
-    """The numbers in a config, however deep."""
-    if isinstance(settings, bool):
-        return
-    if isinstance(settings, int | float):
-        yield at, settings
-    elif isinstance(settings, Mapping):
-        for key, value in settings.items():
-            yield from _numbers(value, (*at, key))
-    elif isinstance(settings, list | tuple):
-        for place, value in enumerate(settings):
-            yield from _numbers(value, (*at, place))
-
-
-def _replaced(settings: Any, at: Path, new: Any) -> Any:
-    """A copy with one entry replaced."""
-    if not at:
-        return new
-    key, *rest = at
-    if isinstance(settings, Mapping):
-        return {**settings, key: _replaced(settings.get(key), tuple(rest), new)}
-    copy = [*settings]
-    copy[int(key)] = _replaced(copy[int(key)], tuple(rest), new)
-    return copy
-
-
 def _explicit(settings: Settings) -> dict[str, Any]:
     """The config with all that transformers fills in, so that it no longer follows others."""
-    full = {**json.loads(_parsed(settings).to_json_string(use_diff=False)), **settings}
+    full = {**json.loads(parsed(settings).to_json_string(use_diff=False)), **settings}
     full.pop("_name_or_path", None)
     for name, (dividend, divisor) in _DERIVED.items():
         if full.get(name) is None and full.get(dividend) and full.get(divisor):
@@ -276,7 +223,7 @@ def _explicit(settings: Settings) -> dict[str, Any]:
 def _takes(settings: Settings) -> bool:
     """Whether a config may have these fields: some derive one in a way that nobody may set."""
     try:
-        _parsed(settings)
+        parsed(settings)
     except Exception:
         return False
     return True
@@ -302,9 +249,9 @@ def with_epsilon(settings: Settings, program: Program, original: Program) -> dic
     if len(old) != 1 or len(new) != 1 or old == new:
         return {**settings}
     found: dict[str, Any] = {**settings}
-    for at, value in _numbers(_explicit(settings)):
+    for at, value in numbers(_explicit(settings)):
         if {value} == old:
-            found = _replaced(found, at, *new)
+            found = replaced(found, at, *new)
     return found
 
 
@@ -327,7 +274,7 @@ def check_outputs(settings: Settings, program: Program, tensors: Mapping[str, Te
     sample = next((one for one in program.samples if _begins(one)), None)
     if sample is None or any(tensor.is_meta for tensor in tensors.values()):
         return
-    model = _built(settings)
+    model = built(settings)
     model.to(next(one.dtype for one in tensors.values() if one.is_floating_point()))
     model.load_state_dict({**tensors}, strict=False)
     given = {name: value for name, value in sample.items() if value.numel()}

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from planish.ir.capture.checkpoint import model_class, quiet
 from planish.ir.program import Program, Source
 from planish.lowering.compressed_tensors import NotExpressible
+from planish.lowering.hf_settings import Settings, built, numbers, replaced
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -161,42 +161,25 @@ def _source(program: Program, original: Program, stacks: list[Stack]) -> Source:
     return dataclasses.replace(program.source, config=changed, stored_names=stored)
 
 
-def _configs(config: Mapping[str, Any], stacks: list[Stack]) -> Iterator[dict[str, Any]]:
+def _configs(config: Settings, stacks: list[Stack]) -> Iterator[dict[str, Any]]:
     """Configs with fewer layers: each number that may count a stack changed, lists cut with it."""
-    ways = [list(_counts(config, len(stack.before))) for stack in stacks]
+    ways = [
+        [at for at, value in numbers(config) if value == len(stack.before) and type(value) is int]
+        for stack in stacks
+    ]
     for chosen in itertools.product(*ways):
-        if len({str(way) for way in chosen}) < len(chosen):
+        if len(set(chosen)) < len(chosen):
             continue
         for every in (True, False):
             changed = copy.deepcopy(dict(config))
             for stack in stacks:
                 _cut_lists(changed, stack, every=every)
             try:
-                for stack, way in zip(stacks, chosen, strict=True):
-                    _put(changed, way, len(stack.kept))
-            except (IndexError, KeyError):
-                continue
+                for stack, at in zip(stacks, chosen, strict=True):
+                    changed = replaced(changed, at, len(stack.kept))
+            except IndexError:
+                continue  # it stands in a list that was cut
             yield changed
-
-
-def _counts(config: Mapping[str, Any], count: int) -> Iterator[tuple[str | int, ...]]:
-    """Where in a config a number of layers may stand: ways of keys and places."""
-    for key, value in config.items():
-        if value == count and type(value) is int:
-            yield (key,)
-        elif isinstance(value, Mapping):
-            yield from ((key, *way) for way in _counts(value, count))
-        elif isinstance(value, (list, tuple)):
-            for place, one in enumerate(value):
-                if one == count and type(one) is int:
-                    yield (key, place)
-
-
-def _put(config: dict[str, Any], way: tuple[str | int, ...], value: int) -> None:
-    for key in way[:-1]:
-        config[key] = list(config[key]) if isinstance(config[key], tuple) else config[key]  # type: ignore[index]
-        config = config[key]  # type: ignore[index]
-    config[way[-1]] = value  # type: ignore[index]
 
 
 def _cut_lists(config: dict[str, Any], stack: Stack, *, every: bool) -> None:
@@ -210,26 +193,13 @@ def _cut_lists(config: dict[str, Any], stack: Stack, *, every: bool) -> None:
             config[key] = [value[stack.before.index(one)] for one in stack.kept]
 
 
-def _model(config: Mapping[str, Any]) -> nn.Module | None:
+def _model(settings: Settings) -> nn.Module | None:
     """The model of a config, without data; None if there is none."""
-    from transformers import AutoConfig  # noqa: PLC0415  (slow to import)
-
-    settings = _decoded(dict(config))
     try:
-        with quiet(), torch.device("meta"):
-            parsed = AutoConfig.for_model(settings.pop("model_type"), **settings)
-            return model_class(parsed)(parsed)
-    except Exception:
-        return None  # whatever it is that does not hold together
-
-
-def _decoded(value: Any) -> Any:
-    """A copy of a config with numbers that JSON has no words for, as transformers writes them."""
-    if isinstance(value, Mapping):
-        if set(value) == {"__float__"}:
-            return float(value["__float__"])
-        return {key: _decoded(one) for key, one in value.items()}
-    return [_decoded(one) for one in value] if isinstance(value, (list, tuple)) else value
+        with torch.device("meta"):
+            return built(settings)
+    except ValueError:  # whatever it is that does not hold together
+        return None
 
 
 def _fits(model: nn.Module, wanted: Mapping[str, tuple[int, ...]]) -> bool:
