@@ -385,6 +385,12 @@ def bench(
     ] = None,
     prompt: Annotated[int, Option(help="Tokens to prefill.", min=1)] = 256,
     new_tokens: Annotated[int, Option(help="Tokens to decode.", min=1)] = 32,
+    compiled: Annotated[
+        bool,
+        Option(
+            "--compile", help="Let torch.compile compile an artifact of target torch or triton."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure prefill and decode speed, side by side with another model in one run."""
@@ -392,7 +398,13 @@ def bench(
 
     sizes = tuple(batch_size or (1, 4, 16))
     commands.bench(
-        artifact, against, batch_sizes=sizes, prompt=prompt, new_tokens=new_tokens, as_json=as_json
+        artifact,
+        against,
+        batch_sizes=sizes,
+        prompt=prompt,
+        new_tokens=new_tokens,
+        compiled=compiled,
+        as_json=as_json,
     )
 
 

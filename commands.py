@@ -212,12 +212,13 @@ def bench(
     batch_sizes: tuple[int, ...],
     prompt: int,
     new_tokens: int,
+    compiled: bool,
     as_json: bool,
 ) -> None:
     """Measure speed."""
     with console.counting("bench", quiet=as_json) as bar:
         found = measure_speed(
-            Session.open(artifact),
+            Session.open(artifact, compile=compiled),
             _against(against),
             batch_sizes=batch_sizes,
             prompt=prompt,

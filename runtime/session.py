@@ -62,6 +62,7 @@ class Session:
         provider: Provider = "auto",
         threads: int | None = None,
         memory: int | None = None,
+        compile: bool = False,  # noqa: A002  (as torch calls it)
     ) -> Session:
         """Load an artifact. No code in the folder is run, and nothing is fetched.
 
@@ -72,6 +73,8 @@ class Session:
             memory: bytes that the model's tensors may take, for an artifact of target torch that
                 `bitstack` made: as many of its blocks are kept as fit, those that gain most. By
                 default all.
+            compile: whether artifacts of target torch or triton are compiled by `torch.compile`
+                at the first run, which takes minutes and needs a C++ compiler on the CPU.
 
         Raises:
             CannotOpen: if the folder holds nothing that can be run, the device is not there, or the
@@ -79,7 +82,7 @@ class Session:
             planish.lowering.artifact.BadArtifact: if its manifest is damaged.
         """
         folder = Path(folder)
-        return cls(folder, backend_of(folder, provider, threads, memory), threads)
+        return cls(folder, backend_of(folder, provider, threads, memory, compile), threads)
 
     @property
     def inputs(self) -> tuple[Value, ...]:

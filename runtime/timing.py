@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,6 +19,10 @@ Round = Callable[[], dict[Phase, float]]
 
 ENOUGH = 0.1
 """Seconds that a round of a small model takes at least, so that no single hiccup decides it."""
+
+SETTLING = 0.1
+"""Seconds before each round: threads of the side before look for work that long after its end
+(ONNX Runtime's some 40 ms on a virtual machine), and take a core from the next."""
 
 PIXELS = 224
 """Height and width of images for a model that takes any."""
@@ -38,12 +42,13 @@ def in_turns(
     """For each side its rounds, the first of which is left out as a warm-up.
 
     The sides take turns, and every other time in reverse, so that none of them always has the
-    warmer machine.
+    warmer machine. Each begins when the threads of the one before are asleep.
     """
     times: list[list[dict[Phase, float]]] = [[] for _ in sides]
     for turn in range(rounds + 1):
         order = list(range(len(sides)))
         for side in reversed(order) if turn % 2 else order:
+            sleep(SETTLING)
             times[side].append(sides[side]())
         tick()
     return [found[1:] for found in times]

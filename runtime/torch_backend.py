@@ -1,9 +1,10 @@
-"""A saved program, evaluated eagerly by PyTorch, behind the `Backend` protocol."""
+"""A saved program, evaluated by PyTorch, behind the `Backend` protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +15,12 @@ from torch import Tensor
 from planish.ir.program import Program
 from planish.ir.stack import CannotFit, fitted
 from planish.runtime.backend import CannotOpen, Provider, RunFailed
+from planish.runtime.compiled import Compiled
 from planish.runtime.values import Value, as_array
 
 
 class TorchBackend:
-    """A program, one ATen operator after another, on the CPU: to compare with, not for speed."""
+    """A program on the CPU: one ATen operator after another, to compare with, or compiled."""
 
     provider: Literal["cpu", "cuda"] = "cpu"
 
@@ -30,6 +32,7 @@ class TorchBackend:
         *,
         program: Program | None = None,
         memory: int | None = None,
+        compile: bool = False,  # noqa: A002  (as torch calls it)
     ) -> None:
         """Load a program, unless it is given; of stacks, what fits into so many bytes."""
         if provider == "cuda":
@@ -40,6 +43,7 @@ class TorchBackend:
         loaded = program if program is not None else Program.load(folder)
         self._program = loaded if memory is None else _fitted(loaded, memory)
         self._threads = threads
+        self._compile = compile
         self._dtypes = {spec.name: spec.dtype for spec in self._program.inputs}
         self.inputs = tuple(
             Value(spec.name, _name(spec.dtype), spec.shape) for spec in self._program.inputs
@@ -55,13 +59,18 @@ class TorchBackend:
         tensors = {name: self._tensor(name, fed) for name, fed in feeds.items()}
         try:
             with torch_threads(self._threads):
-                results = self._program.run(**tensors)
+                results = self._evaluated(**tensors)
         except (RuntimeError, IndexError) as error:
             reason = str(error).partition("Original traceback")[0].strip()
             raise RunFailed(f"PyTorch failed to run the program: {reason}") from error
         return {
             name: result if name in kept else as_array(result) for name, result in results.items()
         }
+
+    @cached_property
+    def _evaluated(self) -> Callable[..., Mapping[str, Tensor]]:
+        """What evaluates the program, which is complete by the first run."""
+        return Compiled(self._program).run if self._compile else self._program.run
 
     def _tensor(self, name: str, fed: Any) -> Tensor:
         if isinstance(fed, Tensor):

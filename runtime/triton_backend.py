@@ -35,6 +35,7 @@ class TritonBackend(TorchBackend):
         *,
         tuned: Path | None = None,
         dense: bool = False,
+        compile: bool = False,  # noqa: A002  (as torch calls it)
     ) -> None:
         """Load an artifact's program, its plans, and on a device check its kernels.
 
@@ -44,6 +45,7 @@ class TritonBackend(TorchBackend):
             threads: of the CPU.
             tuned: the tuning table; by default that in the cache's folder.
             dense: whether weights may be kept in floating point too, where that is faster.
+            compile: whether the rest of the program is compiled by `torch.compile`.
 
         Raises:
             CannotOpen: if the device is not there, or too old, or Triton is missing for it.
@@ -51,7 +53,7 @@ class TritonBackend(TorchBackend):
                 specifications generate.
         """
         program, bitwise = load.load(folder)
-        super().__init__(folder, "cpu", threads, program=program)
+        super().__init__(folder, "cpu", threads, program=program, compile=compile)
         self._device = torch.device(_provider(provider))
         self.provider: Literal["cpu", "cuda"] = "cuda" if self._device.type == "cuda" else "cpu"
         device, version = _named(self._device)

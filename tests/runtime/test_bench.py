@@ -44,19 +44,21 @@ def test_without_another_side(session: Session) -> None:
     assert found.verdicts == ()
 
 
-def test_sides_take_turns_and_the_first_round_is_left_out() -> None:
+def test_sides_take_turns_and_the_first_round_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each begins when the threads of the one before have had time to fall asleep."""
     order: list[str] = []
+    monkeypatch.setattr("planish.runtime.timing.sleep", lambda _: order.append("."))
 
     def side(name: str) -> Any:
         def run() -> dict[str, float]:
             order.append(name)
-            return {"forward": float(len(order))}
+            return {"forward": float(len(order) / 2)}
 
         return run
 
     ticks: list[None] = []
     found = in_turns([side("a"), side("b")], 3, lambda: ticks.append(None))
-    assert "".join(order) == "abbaabba"
+    assert "".join(order) == ".a.b.b.a.a.b.b.a"
     assert found == [
         [{"forward": 4.0}, {"forward": 5.0}, {"forward": 8.0}],
         [{"forward": 3.0}, {"forward": 6.0}, {"forward": 7.0}],
