@@ -15,9 +15,9 @@ again, those of SmolLM2 as `serving.py` names them.
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +32,7 @@ from planish import assets
 from planish.ir.program import Program
 from planish.runtime.machine import this_machine
 from planish.runtime.texts import read_text
+from planish.runtime.timing import forward_round, in_turns
 from planish.runtime.tokenizer import Tokenizer
 from planish.samples import as_samples
 
@@ -53,8 +54,7 @@ def files(model: Path, folder: Path) -> tuple[Program, dict[str, Path]]:
     if program.source.task == "encoder":
         paths["quantize_dynamic"] = assets.fetch("onnx-minilm-dynamic") / "model_quantized.onnx"
     else:
-        paths["quantize_dynamic"] = folder / "dynamic.onnx"
-        quantize_dynamic(paths["float32"], paths["quantize_dynamic"])
+        paths["quantize_dynamic"] = dynamic(paths["float32"], folder)
     return program, paths
 
 
@@ -66,32 +66,54 @@ def feeds_of(program: Program, model: Path, shape: tuple[int, int]) -> dict[str,
     return {name: tensor.numpy() for name, tensor in sample.items()}
 
 
-def session(path: Path) -> Any:
-    """On the CPU, with the integer kernels that do not saturate."""
+def dynamic(path: Path, folder: Path) -> Path:
+    """What `quantize_dynamic` makes of a file, once ONNX Runtime has turned its weights around.
+
+    Products by weights that are transposed in the graph it leaves alone. Attention it takes for
+    BERT's operator of that name, which makes the standard one invalid; so that stays.
+    """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folder / "turned.onnx")
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    made = folder / "dynamic.onnx"
+    kinds = ["MatMul", "Gather"]
+    quantize_dynamic(folder / "turned.onnx", made, op_types_to_quantize=kinds)
+    return made
+
+
+class Model:
+    """An ONNX file on the CPU, with the integer kernels that do not saturate."""
+
+    def __init__(self, path: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        self.inputs = [one.name for one in self._session.get_inputs()]
+
+    def run(self, **inputs: Any) -> dict[str, Any]:
+        """The first output, under its name."""
+        (first, *_) = self._session.get_outputs()
+        return {first.name: self._session.run([first.name], inputs)[0]}
 
 
 def measure(paths: Mapping[str, Path], feeds: dict[str, Any], rounds: int) -> dict[str, Any]:
     """Seconds in turns, errors and verdicts."""
     zeros = np.zeros_like(feeds["input_ids"])  # token types, where a model asks for them
-    sessions = {name: session(path) for name, path in paths.items()}
+    models = {name: Model(path) for name, path in paths.items()}
     fed = {
-        name: {one.name: feeds.get(one.name, zeros) for one in opened.get_inputs()}
-        for name, opened in sessions.items()
+        name: {one: feeds.get(one, zeros) for one in model.inputs} for name, model in models.items()
     }
-    seconds: dict[str, list[float]] = {name: [] for name in paths}
-    first: dict[str, Any] = {}
-    for turn in range(rounds + 1):
-        order = list(sessions)
-        for name in reversed(order) if turn % 2 else order:
-            start = time.perf_counter()
-            results = sessions[name].run(None, fed[name])
-            if turn:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
-            first[name] = np.asarray(results[0], np.float64)
+    sides = [partial(forward_round, model, fed[name]) for name, model in models.items()]
+    times = dict(zip(models, in_turns(sides, rounds, lambda: None), strict=True))
+    seconds = {name: [one["forward"] for one in found] for name, found in times.items()}
+    first = {
+        name: np.asarray(next(iter(model.run(**fed[name]).values())), np.float64)
+        for name, model in models.items()
+    }
     base = first["float32"]
     return {
         name: {
