@@ -29,9 +29,9 @@ from planish.lowering.triton.candidates import candidates
 from planish.lowering.triton.check import operands, wrong
 from planish.lowering.triton.launch import run_rows
 from planish.lowering.triton.operators import compute
-from planish.lowering.triton.plans import Choice, Plan, Product, modelled
+from planish.lowering.triton.plans import Choice, Plan, modelled
 from planish.lowering.triton.row_specs import RowWise, rowwise
-from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly
+from planish.lowering.triton.specs import CodesProduct, GroupScaled, Scaled, WeightOnly
 from planish.lowering.triton.tuning import Table, Timed
 from planish.runtime.machine import this_machine
 
@@ -43,6 +43,9 @@ SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336), (8192, 8192), (28672, 8192
 ROWS = (1, 4, 16, 32, 64, 128, 192, 256, 512, 1024, 4096)
 TUNED = (16, 32, 64, 128, 256, 512, 1024, 4096)
 CUDA = torch.device("cuda")
+
+Product = WeightOnly | CodesProduct
+"""What is timed: products with a single weight."""
 
 
 def checks() -> dict[str, Any]:

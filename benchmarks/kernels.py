@@ -16,10 +16,12 @@ import triton
 
 from planish.lowering.triton.compiled import HOPPER, compile_for, resources
 from planish.lowering.triton.fields import Codes, Epilogue
+from planish.lowering.triton.float_specs import Floating
 from planish.lowering.triton.generators import Spec, generate, spec_json
+from planish.lowering.triton.routed_specs import Routed
 from planish.lowering.triton.row_specs import rowwise
 from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly, best_lanes, byte_lanes
-from planish.lowering.triton.tilings import ROWS, tiled, tiled_codes
+from planish.lowering.triton.tilings import ROWS, tile, tiled, tiled_codes
 
 CODES: tuple[Codes, ...] = ("int8", "float8_e4m3fn")
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
@@ -65,6 +67,20 @@ def of_nibbles() -> Iterator[Spec]:
     yield tiled_codes(GroupScaled(1536, 576, lanes=byte_lanes(576, 64)), 1)
 
 
+def of_experts() -> Iterator[Spec]:
+    """Products whose rows choose their weight: of few large experts, and of many small ones."""
+    gated = Epilogue(activation="silu", multiply=True)
+    for bits in (4, 8):
+        up = WeightOnly(14336, 4096, bits=bits, epilogue=gated)
+        for rows in ROWS:
+            for bitwise in (False, True):
+                yield tile(Routed(up, 8, 2, shared=True), rows, bitwise=bitwise)
+    down = WeightOnly(2048, 768, zeros=True)
+    yield from (tile(Routed(down, 128, 8, shared=False), rows, bitwise=True) for rows in ROWS)
+    for spec in (Floating(14336, 4096, epilogue=gated), Floating(2048, 768)):
+        yield from (tile(Routed(spec, 8, 2, shared=True), rows, bitwise=True) for rows in ROWS)
+
+
 def row_wise() -> Iterator[Spec]:
     """Norms, gates and rounding."""
     for codes in (None, *CODES):
@@ -82,6 +98,7 @@ def specs() -> Iterator[Spec]:
     yield from of_codes()
     yield from of_nibbles()
     yield from row_wise()
+    yield from of_experts()
 
 
 def main() -> None:

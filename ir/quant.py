@@ -276,6 +276,17 @@ class QuantizedTensor:
         parts = self.packed[index], self.scale[index], zeros
         return QuantizedTensor(self.scheme, self.shape[1:], self.dtype, *parts)
 
+    def rows(self, chosen: slice) -> QuantizedTensor:
+        """Some of the N rows, of every matrix of a stack."""
+        zeros = self.zeros
+        return self.from_codes(
+            self.scheme,
+            self.dtype,
+            self.codes[..., chosen, :].contiguous(),
+            self.scale[..., chosen, :].contiguous(),
+            None if zeros is None else zeros[..., chosen, :],
+        )
+
     def widened(self, bits: int) -> QuantizedTensor:
         """The same codes, each in more bits, for formats that lack codes of so few."""
         scheme = replace(self.scheme, bits=bits)

@@ -7,7 +7,9 @@ from dataclasses import replace
 from itertools import product as combinations
 
 from planish.lowering.triton.fields import NoKernel, Scaling, Tiling
-from planish.lowering.triton.plans import Product, tile
+from planish.lowering.triton.float_specs import Floating
+from planish.lowering.triton.plans import Product
+from planish.lowering.triton.routed_specs import Alone, Routed
 from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly
 from planish.lowering.triton.tilings import (
     MOST_SLICES,
@@ -17,6 +19,7 @@ from planish.lowering.triton.tilings import (
     SPILLING,
     TALLEST,
     bucket,
+    tile,
 )
 
 SCALINGS: tuple[Scaling, ...] = ("sums", "weights")
@@ -34,6 +37,15 @@ def candidates(product: Product, rows: int) -> Iterator[Product]:
     yield (first := tile(product, rows, bitwise=False))
     yield (fixed := tile(product, rows, bitwise=True))
     seen = {first, fixed}
+    for alone in _others(product.product if isinstance(product, Routed) else product, rows):
+        made = replace(product, product=alone) if isinstance(product, Routed) else alone
+        if made not in seen:
+            seen.add(made)
+            yield made
+
+
+def _others(product: Alone, rows: int) -> Iterator[Alone]:
+    """Products with a single weight in all tilings that have a chance."""
     tall = min(bucket(rows), TALLEST.get(getattr(product, "bits", 0), rows + SPILLING))
     choices = combinations((64, 128, 256), (1, 2, 4, MOST_SLICES), (2, 3, 4, 5), SCALINGS)
     for columns, slices, stages, scaling in choices:
@@ -47,18 +59,17 @@ def candidates(product: Product, rows: int) -> Iterator[Product]:
             made = _with(product, tiling, scaling)
         except NoKernel:
             continue
-        if made not in seen and _fits(made):
-            seen.add(made)
+        if _fits(made):
             yield made
 
 
-def _with(product: Product, tiling: Tiling, scaling: Scaling) -> Product:
+def _with(product: Alone, tiling: Tiling, scaling: Scaling) -> Alone:
     if isinstance(product, WeightOnly):
         return replace(product, tiling=tiling, scaling=scaling)
     return replace(product, tiling=tiling)
 
 
-def _fits(product: Product) -> bool:
+def _fits(product: Alone) -> bool:
     """Whether a tiling can run, and has a chance."""
     tiling = product.tiling
     weight, x = _stage(product)
@@ -71,7 +82,7 @@ def _fits(product: Product) -> bool:
     return tiling.rows >= SPILLING or (tiling.stages - 1) * weight * resident >= IN_FLIGHT
 
 
-def _stage(product: Product) -> tuple[int, int]:
+def _stage(product: Alone) -> tuple[int, int]:
     """Bytes of the weight and of x that one step of the reduction loads."""
     tiling = product.tiling
     if isinstance(product, Scaled):
@@ -79,5 +90,7 @@ def _stage(product: Product) -> tuple[int, int]:
     if isinstance(product, GroupScaled):
         return tiling.columns * product.lanes, tiling.rows * product.block
     wide = 4 if product.dtype == "float32" else 2
+    if isinstance(product, Floating):
+        return tiling.columns * product.step * wide, tiling.rows * product.step * wide
     words = product.words // product.blocks
     return tiling.columns * words * 2, tiling.rows * product.block * wide

@@ -19,9 +19,11 @@ from planish.ir.activations import INT8
 from planish.ir.quant import FP8
 from planish.lowering.triton import layout, reference
 from planish.lowering.triton.build import source_of
+from planish.lowering.triton.float_specs import Floating
 from planish.lowering.triton.generators import Spec
-from planish.lowering.triton.launch import run, run_rows
+from planish.lowering.triton.launch import run, run_routed, run_rows
 from planish.lowering.triton.layout import offset
+from planish.lowering.triton.routed_specs import Routed
 from planish.lowering.triton.row_specs import RowWise
 from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly
 
@@ -53,7 +55,8 @@ def wrong(spec: Spec, device: torch.device) -> str:
         worst = _excess(*results(spec, device))
     except Exception as error:  # a compiler's and a driver's failures have no base in common
         return f"it fails: {type(error).__name__}: {error}".strip()[:300]
-    floating = isinstance(spec, Scaled | RowWise) and spec.codes == "float8_e4m3fn"
+    kind = spec.product if isinstance(spec, Routed) else spec
+    floating = isinstance(kind, Scaled | RowWise) and kind.codes == "float8_e4m3fn"
     limit = max(LIMIT[spec.dtype], FAST if floating else 0.0)
     return "" if worst <= limit else f"its error is {worst:.2g}, and {limit:.2g} is allowed"
 
@@ -79,11 +82,11 @@ def results(spec: Spec, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         y = wanted[0]
         return found[0], y, _rounding(y)
     x = given.pop("x")
-    y = (
-        reference.weight_only(spec, x, given)
-        if isinstance(spec, WeightOnly)
-        else reference.of_codes(spec, x, given)
-    )
+    if isinstance(spec, Routed):
+        chosen = given.pop("chosen")
+        y = reference.routed(spec, x, chosen, given)
+        return run_routed(spec, x, chosen, given), y, _rounding(y)
+    y = reference.alone(spec, x, given)
     return run(spec, x, given), y, _rounding(y)
 
 
@@ -111,16 +114,38 @@ def operands(spec: Spec, rows: int) -> dict[str, Tensor]:
         given |= {"up": torch.randn(shape).to(dtype)} if spec.activation else {}
         vectors = [name for name in ("weight", "bias") if name in spec.operands]
         return given | {name: torch.rand(spec.width).to(dtype) for name in vectors}
+    if isinstance(spec, Routed):
+        return _routed(spec, rows)
     more = {
         name: torch.randn((spec.n,) if name == "bias" else (rows, spec.n)).to(dtype)
         for name in spec.epilogue.operands
     }
     if isinstance(spec, WeightOnly):
         return {**_packed(spec, rows), **more}
+    if isinstance(spec, Floating):
+        return {
+            "x": torch.randn(rows, spec.k).to(dtype),
+            "weight": torch.randn(spec.n, spec.k).mul(spec.k**-0.5).to(dtype),
+            **more,
+        }
     weight = _coded(spec) if isinstance(spec, Scaled) else _nibbles(spec)
     kind = INT8 if spec.codes == "int8" else FP8
     x = torch.randn(rows, spec.k).mul(40).clamp(-127, 127).to(kind)
     return {"x": x, "row_scales": torch.rand(rows) + 0.5, **weight, **more}
+
+
+def _routed(spec: Routed, rows: int) -> dict[str, Tensor]:
+    """Of tokens so many that each expert has `rows` rows, on average."""
+    tokens = -(-rows * spec.experts // spec.chosen)
+    stack = [operands(spec.product, 1) for _ in range(spec.experts)]
+    own = {*spec.stored, "bias"} & stack[0].keys()
+    each = operands(spec.product, tokens * (1 if spec.shared else spec.chosen))
+    made = operands(spec.product, tokens * spec.chosen)
+    found = {name: torch.stack([one[name] for one in stack]) for name in own}
+    found |= {name: each[name] for name in ("row_scales",) if name in each}
+    found["x"] = each["x"].reshape(tokens, *([] if spec.shared else [spec.chosen]), spec.k)
+    found |= {name: made[name] for name in ("multiply", "residual") if name in made}
+    return {**found, "chosen": torch.randint(spec.experts, (tokens, spec.chosen))}
 
 
 def _nibbles(spec: GroupScaled) -> dict[str, Tensor]:

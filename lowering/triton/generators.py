@@ -6,26 +6,34 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from planish.lowering.triton import group_scaled, rowwise, scaled, weight_only
+from planish.lowering.triton import floating, group_scaled, rowwise, scaled, weight_only
 from planish.lowering.triton.fields import Epilogue, NoKernel, Tiling
+from planish.lowering.triton.float_specs import Floating
+from planish.lowering.triton.frames import Chosen
+from planish.lowering.triton.routed_specs import Alone, Routed
 from planish.lowering.triton.row_specs import RowWise
 from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly
 from planish.lowering.triton.text import Source
 
-Spec = WeightOnly | Scaled | GroupScaled | RowWise
+Spec = Alone | Routed | RowWise
 
-GENERATORS: dict[type[Any], Callable[[Any], Source]] = {
+
+def _routed(spec: Routed) -> Source:
+    return GENERATORS[type(spec.product)](spec.product, Chosen(spec))
+
+
+GENERATORS: dict[type[Any], Callable[..., Source]] = {
     WeightOnly: weight_only.generate,
     Scaled: scaled.generate,
     GroupScaled: group_scaled.generate,
+    Floating: floating.generate,
+    Routed: _routed,
     RowWise: rowwise.generate,
 }
 """By class of specification."""
 
 OPERATORS = {kind.__name__: kind for kind in GENERATORS}
 """By the name that files use."""
-
-_PARTS: dict[str, type[Any]] = {"epilogue": Epilogue, "tiling": Tiling}
 
 
 def generate(spec: Spec) -> Source:
@@ -43,13 +51,14 @@ def pointers(spec: Spec) -> tuple[str, ...]:
         "float8_e4m3fn": "*fp8e4nv",
     }
     found = {"words": "*i16", "partial": "*fp32", "arrived": "*i32", "row_scales": "*fp32"}
-    match spec:
-        case WeightOnly():
-            found |= dict.fromkeys(("scales", "zeros"), kinds[spec.scale_dtype])
-        case Scaled():
-            found |= {"x": kinds[spec.codes], "codes": kinds[spec.codes], "scales": "*fp32"}
-        case GroupScaled():
-            found |= {"x": "*i8", "nibbles": "*i8", "scales": kinds[spec.scale_dtype]}
+    found |= {"order": "*i64", "bounds": "*i32"}
+    match spec.product if isinstance(spec, Routed) else spec:
+        case WeightOnly(scale_dtype=scales):
+            found |= dict.fromkeys(("scales", "zeros"), kinds[scales])
+        case Scaled(codes=codes):
+            found |= {"x": kinds[codes], "codes": kinds[codes], "scales": "*fp32"}
+        case GroupScaled(scale_dtype=scales):
+            found |= {"x": "*i8", "nibbles": "*i8", "scales": kinds[scales]}
         case RowWise(codes=str(codes)):
             found["y"] = kinds[codes]
     return tuple(found.get(name, kinds[spec.dtype]) for name in generate(spec).tensors)
@@ -64,7 +73,8 @@ def warps_and_stages(spec: Spec) -> dict[str, int]:
 
 def spec_json(spec: Spec) -> dict[str, Any]:
     """A specification as JSON values."""
-    return {"operator": type(spec).__name__, **dataclasses.asdict(spec)}
+    nested = {"product": spec_json(spec.product)} if isinstance(spec, Routed) else {}
+    return {"operator": type(spec).__name__, **dataclasses.asdict(spec), **nested}
 
 
 def spec_of(values: Mapping[str, Any]) -> Spec:
@@ -78,8 +88,16 @@ def spec_of(values: Mapping[str, Any]) -> Spec:
     if kind is None:
         raise NoKernel(f"{values.get('operator')!r} is no operator; there are {[*OPERATORS]}.")
     try:
-        parts = {name: _PARTS[name](**fields.pop(name)) for name in (*_PARTS,) if name in fields}
+        parts = {name: read(fields.pop(name)) for name, read in _PARTS.items() if name in fields}
         made: Spec = kind(**fields, **parts)
     except TypeError as error:
         raise NoKernel(f"this is no specification of {kind.__name__}: {error}.") from error
     return made
+
+
+_PARTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "epilogue": lambda values: Epilogue(**values),
+    "tiling": lambda values: Tiling(**values),
+    "product": spec_of,
+}
+"""What reads the fields that are specifications themselves."""

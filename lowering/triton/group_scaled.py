@@ -8,8 +8,9 @@ et al. ("QServe", 2024, section 4) keep that out of it by two scales, which chec
 
 from __future__ import annotations
 
+from planish.lowering.triton.frames import Frame, Neighbours
 from planish.lowering.triton.groups import Run, ahead, loads, moves, runs
-from planish.lowering.triton.parts import SCRATCH, reduction, tile_constants, tile_head
+from planish.lowering.triton.parts import SCRATCH, reduction, tile_constants
 from planish.lowering.triton.specs import GroupScaled
 from planish.lowering.triton.text import Source, epilogue, indented, module, signature
 
@@ -26,17 +27,18 @@ PLAIN = ("nibbles << 4", "nibbles & -16")
 """The same for one byte."""
 
 
-def generate(spec: GroupScaled) -> Source:
-    """The kernel of a specification."""
-    tensors = ("x", "row_scales", *spec.stored, *spec.epilogue.operands, "y")
+def generate(spec: GroupScaled, frame: Frame | None = None) -> Source:
+    """The kernel of a specification, of neighbouring rows or of those that a frame gives it."""
+    frame = frame or Neighbours(spec)
+    tensors = ("x", "row_scales", *frame.tensors, *spec.stored, *spec.epilogue.operands, "y")
     if spec.tiling.parallel:
         tensors += SCRATCH
     about = (
-        f"y [rows, {spec.n}] = x [rows, {spec.k}] · Wᵀ, x of int8 with a scale a row, W of 4 bits; "
-        f"epilogue: {spec.epilogue}."
+        f"{frame.about}y [rows, {spec.n}] = x [rows, {spec.k}] · Wᵀ, x of int8 with a scale a row, "
+        f"W of 4 bits; epilogue: {spec.epilogue}."
     )
-    parts = [*map(_decoder, (0, 1)), _kernel(spec, tensors)]
-    return Source(spec.name, module(about, spec, parts), tensors)
+    parts = [*map(_decoder, (0, 1)), _kernel(spec, frame, tensors)]
+    return Source(frame.spec.name, module(about, frame.spec, parts), tensors)
 
 
 def _decoder(index: int) -> list[str]:
@@ -55,7 +57,7 @@ def _decoder(index: int) -> list[str]:
     ]
 
 
-def _kernel(spec: GroupScaled, tensors: tuple[str, ...]) -> list[str]:
+def _kernel(spec: GroupScaled, frame: Frame, tensors: tuple[str, ...]) -> list[str]:
     grouped = bool(runs(spec))
     kind = "float32" if grouped else "int32"
     row = [] if grouped else ["scale = tl.load(scales_ptr + n, mask=n < N, other=0.0)"]
@@ -64,25 +66,27 @@ def _kernel(spec: GroupScaled, tensors: tuple[str, ...]) -> list[str]:
         "LANES": (spec.lanes, "columns of W in a slice of a block, and bytes in a row of it"),
         "BLOCK": (spec.block, "columns of W in a block"),
         "ROW": (spec.stored["nibbles"][1], "bytes in a row of W"),
+        **frame.constants,
     }
     body = [
-        *tile_head(wide=spec.n * spec.blocks * spec.lanes >= 1 << 31, kind=kind),
+        *frame.head(wide=spec.n * spec.blocks * spec.lanes >= 1 << 31, kind=kind),
         "lane = tl.arange(0, LANES)",
         *row,
         *reduction(
             spec,
+            frame,
             before=lambda start: loads(spec, start, ""),
             step=_step(spec),
             finish=[
                 *([] if grouped else ["y *= scale.to(tl.float32)[:, None]"]),
-                "row_scale = tl.load(row_scales_ptr + first + m, mask=live, other=0.0)",
+                f"row_scale = tl.load(row_scales_ptr + {frame.row}, mask=live, other=0.0)",
                 "y *= row_scale[None, :] * 0.0625  # codes were 16 times themselves",
                 *epilogue(spec.epilogue, "n", "[:, None]"),
             ],
             kind=kind,
         ),
     ]
-    return [*signature(spec.name, tensors, constants), *indented(body, 1)]
+    return [*signature(frame.spec.name, tensors, constants), *indented(body, 1)]
 
 
 def _step(spec: GroupScaled) -> list[str]:

@@ -11,14 +11,15 @@ from torch import Tensor
 from planish.lowering.triton.build import function_of, interpreted, source_of
 from planish.lowering.triton.compiled import OPTIONS
 from planish.lowering.triton.generators import Spec, warps_and_stages
+from planish.lowering.triton.routed_specs import Alone, Routed
+from planish.lowering.triton.routes import routes, tiles
 from planish.lowering.triton.row_specs import RowWise
-from planish.lowering.triton.specs import CodesProduct, WeightOnly
 
 _SCRATCH: dict[tuple[Any, ...], Tensor] = {}
 """Counters by device, stream and tile count: zero between launches, so that none is cleared."""
 
 
-def run(spec: WeightOnly | CodesProduct, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+def run(spec: Alone, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """Evaluate a product's kernel.
 
     Args:
@@ -35,14 +36,40 @@ def run(spec: WeightOnly | CodesProduct, x: Tensor, tensors: Mapping[str, Tensor
     y = x.new_empty((x.shape[0], spec.n), dtype=getattr(torch, spec.dtype))
     if not y.numel():
         return y
-    tiling = spec.tiling
-    across, down = -(-spec.n // tiling.columns), -(-x.shape[0] // tiling.rows)
-    if tiling.parallel:
-        given["partial"] = x.new_empty((tiling.slices, *y.shape), dtype=torch.float32)
-        given["arrived"] = _counters(x.device, across * down)
-    grid = (across, down, tiling.slices if tiling.parallel else 1)
-    launch(spec, grid, {**given, "y": y}, x.shape[0])
+    _multiply(spec, given, y, -(-x.shape[0] // spec.tiling.rows))
     return y
+
+
+def run_routed(spec: Routed, x: Tensor, chosen: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Evaluate the kernel of a product whose rows each choose their weight.
+
+    Args:
+        spec: of the kernel.
+        x: [M, K], or [M, C, K] if it is not shared; of the specification's dtype, or its codes.
+        chosen: the experts' numbers, integers [M, C].
+        tensors: the others that the kernel reads; see `run`.
+
+    Returns:
+        y [M, C, N], 0 in rows whose number is no expert's.
+    """
+    x = aligned(x)
+    given = {"x": x, **{name: aligned(each) for name, each in tensors.items()}}
+    y = x.new_zeros((*chosen.shape, spec.n), dtype=getattr(torch, spec.dtype))
+    if not y.numel():
+        return y
+    given |= routes(chosen, spec.experts)
+    _multiply(spec, given, y, tiles(chosen.numel(), spec.experts, spec.tiling.rows))
+    return y
+
+
+def _multiply(spec: Alone | Routed, given: dict[str, Tensor], y: Tensor, down: int) -> None:
+    """Start a product's kernel, with so many tiles of rows."""
+    tiling, rows = spec.tiling, y.numel() // spec.n
+    across, parts = -(-spec.n // tiling.columns), tiling.slices if tiling.parallel else 1
+    if tiling.parallel:
+        given["partial"] = y.new_empty((parts, *y.shape), dtype=torch.float32)
+        given["arrived"] = _counters(y.device, across * down)
+    launch(spec, (across, down, parts), {**given, "y": y}, rows)
 
 
 def run_rows(spec: RowWise, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

@@ -33,7 +33,7 @@ from planish.lowering.triton.regions import replaced
 
 FORMAT = 1
 
-PRODUCTS = (operators.weight_only, operators.scaled_product)
+PRODUCTS = (operators.weight_only, operators.scaled_product, operators.routed_product)
 ROWS = (operators.row_wise, operators.row_codes)
 
 

@@ -15,6 +15,20 @@ aten = torch.ops.aten
 DTYPES: dict[torch.dtype, Dtype] = {getattr(torch, name): name for name in get_args(Dtype)}
 
 
+ACTIVATIONS: dict[Any, str] = {
+    aten.silu.default: "silu",
+    aten.relu.default: "relu",
+    aten.gelu.default: "gelu",
+}
+"""Operators that an epilogue has, by its names."""
+
+
+def activation_of(node: fx.Node) -> str | None:
+    """The name of the activation that a node is; None if it is none that an epilogue has."""
+    tanh = "_tanh" if node.kwargs.get("approximate") == "tanh" else ""
+    return ACTIVATIONS[node.target] + tanh if node.target in ACTIVATIONS else None
+
+
 def node_of(argument: Any) -> fx.Node:
     """An argument that is known to be a node."""
     assert isinstance(argument, fx.Node)

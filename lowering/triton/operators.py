@@ -18,8 +18,10 @@ from torch.library import Library
 from planish.lowering.triton import layout, reference
 from planish.lowering.triton.build import interpreted
 from planish.lowering.triton.fields import NoKernel
-from planish.lowering.triton.launch import run, run_rows
+from planish.lowering.triton.float_specs import Floating
+from planish.lowering.triton.launch import run, run_routed, run_rows
 from planish.lowering.triton.plans import Choice, Product, read_plan, read_spec
+from planish.lowering.triton.routed_specs import Alone, Routed
 from planish.lowering.triton.row_specs import RowWise
 from planish.lowering.triton.specs import CodesProduct, WeightOnly
 
@@ -54,10 +56,12 @@ def _weight_only(
     return compute(product, choice, flat, tensors).reshape(*x.shape[:-1], product.n)
 
 
-def compute(product: Product, choice: Choice, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+def compute(product: Alone, choice: Choice, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """A product [M, N] in the way that was chosen, or by plain torch where no kernel runs."""
     if choice.how == "kernel" and _runs(x):
         return run(choice.of(product), x, tensors)
+    if isinstance(product, Floating):
+        return reference.alone(product, x, tensors)
     if not isinstance(product, WeightOnly):
         return reference.of_codes(product, x, tensors)
     weight = tensors[DENSE] if choice.how == "dense" else layout.dense(dict(tensors), product)
@@ -77,6 +81,31 @@ def _scaled(
     choice = read_plan(plan).choice(flat.shape[0])
     tensors = {**_tensors(product, stored, operands), "row_scales": row_scales.reshape(-1)}
     return compute(product, choice, flat, tensors).reshape(*x.shape[:-1], product.n)
+
+
+def _routed(
+    x: Tensor,
+    chosen: Tensor,
+    stored: Sequence[Tensor],
+    operands: Sequence[Tensor],
+    spec: str,
+    plan: str,
+) -> Tensor:
+    product: Routed = read_spec(spec)
+    tensors = dict(zip(product.stored, stored, strict=True))
+    for name, each in zip(product.epilogue.operands, operands, strict=True):
+        tensors[name] = each if name == "bias" else each.reshape(-1, product.n)
+    choice = read_plan(plan).choice(-(-chosen.numel() // product.experts))
+    return compute_routed(product, choice, x, chosen, tensors)
+
+
+def compute_routed(
+    product: Routed, choice: Choice, x: Tensor, chosen: Tensor, tensors: Mapping[str, Tensor]
+) -> Tensor:
+    """A routed product [M, C, N] in the way that was chosen; see `compute`."""
+    if choice.how == "kernel" and _runs(x):
+        return run_routed(choice.of(product), x, chosen, tensors)
+    return reference.routed(product, x, chosen, tensors)
 
 
 def _rows(x: Tensor, operands: Sequence[Tensor], spec: str, how: str) -> tuple[Tensor, ...]:
@@ -115,6 +144,26 @@ def _product_fake(x: Tensor, *rest: Any) -> Tensor:
     return y
 
 
+def _routed_fake(
+    x: Tensor,
+    chosen: Tensor,
+    stored: Sequence[Tensor],
+    operands: Sequence[Tensor],
+    spec: str,
+    _: str,
+) -> Tensor:
+    product: Routed = read_spec(spec)
+    y = x.new_empty((*chosen.shape, product.n), dtype=getattr(torch, product.dtype))
+    lead = chosen.shape[:1] if product.shared else chosen.shape
+    _fit("x", x, (*lead, product.k))
+    _fit("chosen", chosen, (*chosen.shape[:1], product.chosen))
+    for (name, shape), each in zip(product.stored.items(), stored, strict=True):
+        _fit(name, each, shape)
+    for name, each in zip(product.epilogue.operands, operands, strict=True):
+        _fit(name, each, (product.experts, product.n) if name == "bias" else y.shape)
+    return y
+
+
 def _row_wise_fake(x: Tensor, operands: Sequence[Tensor], spec: str, _: str) -> Tensor:
     made: RowWise = read_spec(spec)
     _fit("x", x, (*x.shape[:-1], made.width))
@@ -150,6 +199,8 @@ _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     ),
     "scaled_product(Tensor x, Tensor row_scales, Tensor[] stored, Tensor[] operands, str spec, "
     "str plan) -> Tensor": (_scaled, _product_fake),
+    "routed_product(Tensor x, Tensor chosen, Tensor[] stored, Tensor[] operands, str spec, "
+    "str plan) -> Tensor": (_routed, _routed_fake),
     "row_wise(Tensor x, Tensor[] operands, str spec, str how) -> Tensor": (
         _row_wise,
         _row_wise_fake,
@@ -174,6 +225,10 @@ epilogue whose tensors are `operands`; [..., N]."""
 scaled_product = torch.ops.planish.scaled_product.default
 """`scaled_product(x [..., K], row_scales [...], stored, operands, spec, plan)`: the same of codes
 of 8 bits, which `row_codes` made."""
+
+routed_product = torch.ops.planish.routed_product.default
+"""`routed_product(x [M, K] or [M, C, K], chosen [M, C], stored, operands, spec, plan)`: each row by
+the weight of an expert, [M, C, N]; 0 where a number is no expert's."""
 
 row_wise = torch.ops.planish.row_wise.default
 """`row_wise(x [..., K], operands, spec, how)`: a norm or a gate of each row."""

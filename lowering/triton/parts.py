@@ -1,4 +1,4 @@
-"""Source text of a product's tile, and of a reduction that is cut into parts.
+"""Source text of a product's reduction, which is cut into parts.
 
 The parts of a reduction are fixed for a weight: where they begin and the order in which their sums
 are added. One program may walk them all, or each may be a program of its own, the last of which to
@@ -11,16 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from planish.lowering.triton.frames import Frame
 from planish.lowering.triton.text import indented
 
 SCRATCH = ("partial", "arrived")
 """Tensors that parallel parts need: their sums, and how many of a tile's parts are done."""
-
-PLACE = (
-    "place = first * N + m[None, :] * N + n[:, None]",
-    "inside = live[None, :] & (n < N)[:, None]",
-)
-"""Where a tile lies in a tensor [rows, N], and what of it there is."""
 
 
 def tile_constants(spec: Any) -> dict[str, tuple[int, str]]:
@@ -36,25 +31,9 @@ def tile_constants(spec: Any) -> dict[str, tuple[int, str]]:
     }
 
 
-def tile_head(*, wide: bool, kind: str = "float32") -> list[str]:
-    """Which tile a program computes, and its sums, transposed: [COLUMNS, ROWS].
-
-    Args:
-        wide: whether offsets into the weight need 64 bits.
-        kind: dtype of the sums.
-    """
-    return [
-        f"n = tl.program_id(0){'.to(tl.int64)' if wide else ''} * COLUMNS + tl.arange(0, COLUMNS)",
-        "first = tl.program_id(1).to(tl.int64) * ROWS",
-        "x_ptr += first * K",
-        "m = tl.arange(0, ROWS)",
-        "live = m < rows - first",
-        f"total = tl.zeros((COLUMNS, ROWS), tl.{kind})",
-    ]
-
-
 def reduction(
     spec: Any,
+    frame: Frame,
     before: Callable[[str], list[str]],
     step: list[str],
     finish: list[str],
@@ -64,12 +43,14 @@ def reduction(
 
     Args:
         spec: of the product.
+        frame: says where its rows lie.
         before: lines that go before a loop which starts at a step.
         step: lines that add step `b` to `total`.
         finish: lines that turn the float32 sums `y` into the result.
         kind: dtype of `total`.
     """
     end = [*finish, "tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=inside)"]
+    place = frame.place
     told = "total" if kind == "float32" else "total.to(tl.float32)"
 
     def loop(start: str, stop: str, more: list[str]) -> list[str]:
@@ -77,9 +58,9 @@ def reduction(
         return [*before(start), head, *indented([*step, *more], 1)]
 
     if spec.tiling.slices == 1:
-        return [*loop("0", "BLOCKS", []), f"y = {told}", *PLACE, *end]
+        return [*loop("0", "BLOCKS", []), f"y = {told}", *place, *end]
     if spec.tiling.parallel:
-        return _parallel(loop, told, end)
+        return _parallel(loop, told, [*place], end)
     add = [
         "if (b + 1) % PER_PART == 0:",
         f"    y += {told}",
@@ -87,16 +68,18 @@ def reduction(
     ]
     rest = [f"y += {told}"] if spec.blocks % spec.per_slice else []
     zeros = "y = tl.zeros((COLUMNS, ROWS), tl.float32)"
-    return [zeros, *loop("0", "BLOCKS", add), *rest, *PLACE, *end]
+    return [zeros, *loop("0", "BLOCKS", add), *rest, *place, *end]
 
 
-def _parallel(loop: Callable[..., list[str]], told: str, end: list[str]) -> list[str]:
+def _parallel(
+    loop: Callable[..., list[str]], told: str, place: list[str], end: list[str]
+) -> list[str]:
     """A program a part; the last to arrive adds the sums of all, in order, and finishes."""
     return [
         "part_id = tl.program_id(2)",
         "start = part_id * PER_PART",
         *loop("start", "tl.minimum(start + PER_PART, BLOCKS)", []),
-        *PLACE,
+        *place,
         "size = rows.to(tl.int64) * N",
         f"tl.store(partial_ptr + part_id * size + place, {told}, mask=inside)",
         "tl.debug_barrier()  # every thread's sums are stored before the arrival is told",

@@ -10,14 +10,17 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from planish.lowering.triton.fields import NoKernel, Scaling, Tiling, check_words
 from planish.lowering.triton.generators import spec_json, spec_of
-from planish.lowering.triton.specs import CodesProduct, WeightOnly
-from planish.lowering.triton.tilings import ROWS, tiled, tiled_codes
+from planish.lowering.triton.routed_specs import Alone, Routed
+from planish.lowering.triton.specs import WeightOnly
+from planish.lowering.triton.tilings import ROWS, tile
 
-Product = WeightOnly | CodesProduct
+Product = Alone | Routed
+
+P = TypeVar("P", bound=Product)
 
 How = Literal["kernel", "dequantize", "dense", "reference"]
 """A generated kernel; the weight in floating point for this one call, then an ordinary product;
@@ -47,8 +50,16 @@ class Choice:
         if (self.how == "kernel") != (self.tiling is not None):
             raise NoKernel("a kernel, and nothing else, has a tiling.")
 
-    def of(self, product: Product) -> Product:
+    def of(self, product: P) -> P:
         """The specification of its kernel for a product."""
+        made: Any
+        if isinstance(product, Routed):
+            made = replace(product, product=self._alone(product.product))
+        else:
+            made = self._alone(product)
+        return cast("P", made)
+
+    def _alone(self, product: Alone) -> Alone:
         assert self.tiling is not None
         if isinstance(product, WeightOnly):
             return replace(product, tiling=self.tiling, scaling=self.scaling)
@@ -140,30 +151,27 @@ def modelled(product: Product, *, bitwise: bool) -> Plan:
     """The plan that the model of the chip gives, where nothing has been measured.
 
     Args:
-        product: what is computed.
+        product: what is computed; of a routed one, the rows are those of an expert.
         bitwise: whether the bits of a row may not depend on the number of rows.
     """
     choices = []
     for bound in ROWS:
         chosen = tile(product, bound, bitwise=bitwise)
-        scaling = chosen.scaling if isinstance(chosen, WeightOnly) else "sums"
-        choices.append(Choice(bound, "kernel", chosen.tiling, scaling))
+        choices.append(Choice(bound, "kernel", chosen.tiling, scaling_of(chosen)))
     last = choices.pop()
-    many = Choice(0, "kernel", last.tiling, last.scaling)
     if not bitwise and isinstance(product, WeightOnly):
         # Beyond the tiles' rows a product is bound by arithmetic, and reading fewer bytes is no
         # gain: the weight is made floating-point once and multiplied by the fastest product.
         return Plan((*choices, replace(last, rows=DEQUANTIZED), Choice(0, "dequantize")))
-    return Plan((*choices, many))
+    return Plan((*choices, replace(last, rows=0)))
+
+
+def scaling_of(product: Product) -> Scaling:
+    """Where a weight-only kernel multiplies by scales; of others nothing that matters."""
+    alone = product.product if isinstance(product, Routed) else product
+    return alone.scaling if isinstance(alone, WeightOnly) else "sums"
 
 
 DEQUANTIZED = 512
 """Rows from which on the model dequantizes: the weight's making costs 2.5 bytes a number, the work
 of 230 rows on an H200; a fused kernel loses less than that to its slower products until then."""
-
-
-def tile(product: Product, rows: int, *, bitwise: bool) -> Product:
-    """A product with the tiling of the model for so many rows."""
-    if isinstance(product, WeightOnly):
-        return tiled(product, rows, bitwise=bitwise)
-    return tiled_codes(product, rows, bitwise=bitwise)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from planish.ir.activations import INT8, scales
 from planish.ir.ops import ACTIVATIONS
 from planish.ir.quant import FP8
 from planish.lowering.triton.fields import Epilogue
+from planish.lowering.triton.float_specs import Floating
 from planish.lowering.triton.layout import dense, unpack_nibbles
+from planish.lowering.triton.routed_specs import Alone, Routed
 from planish.lowering.triton.row_specs import RowWise
 from planish.lowering.triton.specs import CodesProduct, GroupScaled, Scaled, WeightOnly
 
@@ -27,7 +30,9 @@ def finish(given: Epilogue, y: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     return y + tensors["residual"] if given.residual else y
 
 
-def product(spec: WeightOnly, x: Tensor, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+def product(
+    spec: WeightOnly | Floating, x: Tensor, weight: Tensor, tensors: Mapping[str, Tensor]
+) -> Tensor:
     """Give y [M, N] of a weight in floating point, by ordinary operators."""
     return finish(spec.epilogue, functional.linear(x, weight, tensors.get("bias")), tensors)
 
@@ -64,6 +69,34 @@ def of_codes(spec: CodesProduct, x: Tensor, tensors: Mapping[str, Tensor]) -> Te
     if isinstance(spec, Scaled):
         return scaled(spec, x, tensors)
     return group_scaled(spec, x, tensors)
+
+
+def alone(spec: Alone, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Give y [M, N] of a product with a single weight."""
+    if isinstance(spec, WeightOnly):
+        return weight_only(spec, x, tensors)
+    if isinstance(spec, Floating):
+        return product(spec, x, tensors["weight"], tensors)
+    return of_codes(spec, x, tensors)
+
+
+def routed(spec: Routed, x: Tensor, chosen: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Give y [M, C, N], 0 where a number is no expert's.
+
+    Each expert that was chosen works on all rows, of which its own are kept. With its own alone
+    their last bits would tell how many there were, which other requests decide.
+    """
+    bare = replace(spec.product, epilogue=Epilogue(bias=spec.epilogue.bias))
+    rows, of_experts = x.reshape(-1, spec.k), {*spec.stored, "bias"} & tensors.keys()
+    y = x.new_zeros((*chosen.shape, spec.n), dtype=getattr(torch, spec.dtype))
+    for expert in range(spec.experts):
+        hits = (chosen == expert)[..., None]
+        if hits.any():
+            given = {**tensors, **{name: tensors[name][expert] for name in of_experts}}
+            made = alone(bare, rows, given).reshape(*x.shape[:-1], spec.n)
+            y = torch.where(hits, made[:, None] if spec.shared else made, y)
+    finished = finish(spec.epilogue, y.flatten(0, 1), tensors).reshape(y.shape)
+    return torch.where(((chosen >= 0) & (chosen < spec.experts))[..., None], finished, 0.0)
 
 
 def row_wise(spec: RowWise, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

@@ -1,7 +1,8 @@
 """Which parts of a graph are generated kernels: found, and put in their place.
 
-Three kinds: what is done to each row by itself (norms, gates, rounding to codes), products of such
-codes, and products with weights of a few bits, with what follows them while nothing else reads it.
+Four kinds: mixtures of experts; what is done to each row by itself (norms, gates, rounding to
+codes), products of such codes, and products with weights of a few bits, with what follows them
+while nothing else reads it.
 Whatever does not fit stays as it is, and is told.
 """
 
@@ -21,40 +22,24 @@ from planish.ir.edit import Edit
 from planish.ir.program import Program
 from planish.ir.quant import FP8, QuantizedTensor
 from planish.lowering.triton import operators
-from planish.lowering.triton.fields import Codes, Dtype, Epilogue, NoKernel
+from planish.lowering.triton.fields import Codes, Epilogue, NoKernel
 from planish.lowering.triton.layout import stored, stored_nibbles
+from planish.lowering.triton.mixture_regions import Mixtures
 from planish.lowering.triton.nodes import (
+    activation_of,
     added,
     alike,
     dtype_of,
     is_weight,
-    named,
     node_of,
     only_user,
 )
 from planish.lowering.triton.plans import Product, modelled, text
 from planish.lowering.triton.row_regions import ROWS, as_they_are, rows_of
-from planish.lowering.triton.specs import (
-    SLICES,
-    CodesProduct,
-    GroupScaled,
-    Scaled,
-    WeightOnly,
-    best_lanes,
-    byte_lanes,
-)
+from planish.lowering.triton.specs import CodesProduct, GroupScaled
+from planish.lowering.triton.weights import of_codes, packed
 
 aten = torch.ops.aten
-
-ACTIVATIONS: dict[Any, str] = {
-    aten.silu.default: "silu",
-    aten.relu.default: "relu",
-    aten.gelu.default: "gelu",
-}
-"""Operators that an epilogue has, by its names."""
-
-NIBBLE = 4
-"""Bits of the widest codes of which two lie in a byte."""
 
 
 def replaced(program: Program, *, bitwise: bool) -> tuple[Program, tuple[str, ...]]:
@@ -65,6 +50,8 @@ def replaced(program: Program, *, bitwise: bool) -> tuple[Program, tuple[str, ..
         bitwise: whether the bits of a row may not depend on the number of rows.
     """
     with program.edit() as edit:
+        mixtures = Mixtures(edit, bitwise=bitwise)
+        mixtures.replace()
         found = _Regions(edit, bitwise=bitwise)
         for node in edit.nodes(fake_quantize):
             found.codes(node)
@@ -72,7 +59,7 @@ def replaced(program: Program, *, bitwise: bool) -> tuple[Program, tuple[str, ..
             found.product(node)
         for node in edit.nodes(*ROWS):
             found.row_wise(node)
-    return edit.program, tuple(found.notes)
+    return edit.program, (*mixtures.notes, *found.notes)
 
 
 class _Regions:
@@ -117,7 +104,7 @@ class _Regions:
         if weight.zero_point is not None or floating != (scheme.dtype == FP8):
             return None
         try:
-            return _codes_spec(weight, dtype_of(node)), weight
+            return of_codes(weight, dtype_of(node)), weight
         except NoKernel:
             return None
 
@@ -139,22 +126,7 @@ class _Regions:
             self.notes.append(f"{name} is multiplied by torch: {error}")
 
     def _weight_only(self, node: fx.Node, name: str, weight: QuantizedTensor) -> None:
-        if len(weight.shape) != 2 or weight.scheme.floating:
-            raise NoKernel(f"no kernel multiplies by {weight.scheme} without rounded activations.")
-        if weight.scheme.bits not in SLICES:
-            weight = weight.widened(2 if weight.scheme.bits == 1 else 8)
-        n, k = weight.shape
-        group = weight.scheme.group_size or k
-        product = WeightOnly(
-            n=n,
-            k=k,
-            dtype=dtype_of(node),
-            scale_dtype=named(weight.scale.dtype),
-            bits=weight.scheme.bits,
-            group=group,
-            zeros=weight.zero_point is not None,
-            lanes=best_lanes(k, weight.scheme.bits, group),
-        )
+        weight, product = packed(weight, dtype_of(node))
         last, operands, epilogue = self._epilogue(node)
         product = replace(product, epilogue=epilogue)
         reads = self._stored(name, stored(weight, product), last)
@@ -210,9 +182,8 @@ class _Regions:
         if isinstance(bias, fx.Node):
             made, operands = replace(made, bias=True), [bias]
         after = only_user(last)
-        if after is not None and after.target in ACTIVATIONS:
-            tanh = "_tanh" if after.kwargs.get("approximate") == "tanh" else ""
-            made, last = replace(made, activation=ACTIVATIONS[after.target] + tanh), after
+        if after is not None and (name := activation_of(after)):
+            made, last = replace(made, activation=name), after
         elif after is not None and after.target is ops.gated and after.args[0] is last:
             gate, up, activation = after.args
             up, gate = node_of(up), node_of(gate)
@@ -237,23 +208,6 @@ class _Regions:
             operators.row_wise, x, operands, text(made), operators.KERNEL, before=node
         )
         self._edit.replace(node, new, f"{made.name} for {node}")
-
-
-def _codes_spec(weight: QuantizedTensor, dtype: Dtype) -> CodesProduct:
-    """The product of codes with a weight: of bytes, or of halves of bytes.
-
-    Raises:
-        NoKernel: if the weight is no matrix, or its scales are not such as kernels apply.
-    """
-    if len(weight.shape) != 2:
-        raise NoKernel("stacks of weights are multiplied one by one.")
-    n, k = weight.shape
-    if weight.scheme.bits <= NIBBLE:
-        group = weight.scheme.group_size or k
-        return GroupScaled(n, k, dtype, named(weight.scale.dtype), group, byte_lanes(k, group))
-    if weight.scale.shape[-1] != 1:
-        raise NoKernel("codes of 8 bits have one scale a row.")
-    return Scaled(n, k, dtype, "float8_e4m3fn" if weight.scheme.floating else "int8")
 
 
 def _rounded_alone(node: fx.Node, made: Any) -> bool:

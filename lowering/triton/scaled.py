@@ -6,36 +6,42 @@ The weight's tile is the first operand here too: with few rows of x, tensor core
 
 from __future__ import annotations
 
-from planish.lowering.triton.parts import SCRATCH, reduction, tile_constants, tile_head
+from planish.lowering.triton.frames import Frame, Neighbours
+from planish.lowering.triton.parts import SCRATCH, reduction, tile_constants
 from planish.lowering.triton.specs import Scaled
 from planish.lowering.triton.text import Source, epilogue, indented, module, signature
 
 
-def generate(spec: Scaled) -> Source:
-    """The kernel of a specification."""
-    tensors = ("x", "row_scales", "codes", "scales", *spec.epilogue.operands, "y")
+def generate(spec: Scaled, frame: Frame | None = None) -> Source:
+    """The kernel of a specification, of neighbouring rows or of those that a frame gives it."""
+    frame = frame or Neighbours(spec)
+    tensors = ("x", "row_scales", *frame.tensors, *spec.stored, *spec.epilogue.operands, "y")
     if spec.tiling.parallel:
         tensors += SCRATCH
     about = (
-        f"y [rows, {spec.n}] = x [rows, {spec.k}] · Wᵀ of {spec.codes} with a scale a row and a "
-        f"scale a column; epilogue: {spec.epilogue}."
+        f"{frame.about}y [rows, {spec.n}] = x [rows, {spec.k}] · Wᵀ of {spec.codes} with a scale "
+        f"a row and a scale a column; epilogue: {spec.epilogue}."
     )
     kind = "int32" if spec.codes == "int8" else "float32"
     finish = [
         "scale = tl.load(scales_ptr + n, mask=n < N, other=0.0)",
-        "row_scale = tl.load(row_scales_ptr + first + m, mask=live, other=0.0)",
+        f"row_scale = tl.load(row_scales_ptr + {frame.row}, mask=live, other=0.0)",
         "y *= scale[:, None]",
         "y *= row_scale[None, :]",
         *epilogue(spec.epilogue, "n", "[:, None]"),
     ]
     body = [
-        *tile_head(wide=spec.n * spec.k >= 1 << 31, kind=kind),
+        *frame.head(wide=spec.n * spec.k >= 1 << 31, kind=kind),
         "column = tl.arange(0, STEP)",
-        *reduction(spec, lambda _: [], _step(spec), finish, kind),
+        *reduction(spec, frame, lambda _: [], _step(spec), finish, kind),
     ]
-    constants = {**tile_constants(spec), "STEP": (spec.step, "columns in a step")}
-    kernel = [*signature(spec.name, tensors, constants), *indented(body, 1)]
-    return Source(spec.name, module(about, spec, [kernel]), tensors)
+    constants = {
+        **tile_constants(spec),
+        "STEP": (spec.step, "columns in a step"),
+        **frame.constants,
+    }
+    kernel = [*signature(frame.spec.name, tensors, constants), *indented(body, 1)]
+    return Source(frame.spec.name, module(about, frame.spec, [kernel]), tensors)
 
 
 def _step(spec: Scaled) -> list[str]:

@@ -94,9 +94,14 @@ def signature(
 
 
 def spec_text(spec: Any) -> str:
-    """A specification, one field a line."""
-    fields = [f"    {name} = {getattr(spec, name)!s}" for name in spec.__dataclass_fields__]
-    return "\n".join([f"{type(spec).__name__}:", *fields])
+    """A specification, one field a line; those of one inside it further to the right."""
+    lines = [f"{type(spec).__name__}:"]
+    for name in spec.__dataclass_fields__:
+        value = getattr(spec, name)
+        told = spec_text(value) if name == "product" else str(value)
+        first, *rest = told.splitlines()
+        lines += indented([f"{name} = {first}", *rest], 1)
+    return "\n".join(lines)
 
 
 def module(about: str, spec: Any, parts: Iterable[Sequence[str]]) -> str:

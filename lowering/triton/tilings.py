@@ -8,8 +8,11 @@ are known from kernels compiled ahead of time; see `benchmarks/results/kernels.j
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from planish.lowering.triton.fields import Scaling, Tiling
+from planish.lowering.triton.fields import Cut, Scaling, Tiling
+from planish.lowering.triton.float_specs import Floating
+from planish.lowering.triton.routed_specs import Alone, Routed
 from planish.lowering.triton.specs import CodesProduct, GroupScaled, WeightOnly
 
 PROCESSORS = 132
@@ -46,9 +49,13 @@ def columns(spec: WeightOnly) -> int:
     return 64 if few or spec.bits == 3 or spec.dtype == "float32" else 128
 
 
-def slices(spec: WeightOnly) -> int:
-    """Parts of the reduction, by the weight alone: as many as fill the chip with one wave."""
-    tiles = -(-spec.n // columns(spec))
+def slices(spec: Cut, tiles: int) -> int:
+    """Parts of the reduction, by the weight alone: as many as fill the chip with one wave.
+
+    Args:
+        spec: of the product.
+        tiles: that a single row of x takes.
+    """
     found = 1
     for count in (2, 4, MOST_SLICES):
         per = -(-spec.blocks // count)
@@ -57,7 +64,20 @@ def slices(spec: WeightOnly) -> int:
     return found
 
 
-def tiled(spec: WeightOnly, rows: int, *, bitwise: bool = False) -> WeightOnly:
+def tile(product: Any, rows: int, *, bitwise: bool) -> Any:
+    """A product with the tiling of the model for so many rows, of a routed one of each expert."""
+    if isinstance(product, Routed):
+        return replace(product, product=_alone(product.product, rows, bitwise, product.chosen))
+    return _alone(product, rows, bitwise, 1)
+
+
+def _alone(product: Alone, rows: int, bitwise: bool, weights: int) -> Alone:
+    if isinstance(product, WeightOnly):
+        return tiled(product, rows, bitwise=bitwise, weights=weights)
+    return tiled_codes(product, rows, bitwise=bitwise, weights=weights)
+
+
+def tiled(spec: WeightOnly, rows: int, *, bitwise: bool = False, weights: int = 1) -> WeightOnly:
     """A specification with the tiling that the model gives for a number of rows.
 
     Args:
@@ -65,8 +85,10 @@ def tiled(spec: WeightOnly, rows: int, *, bitwise: bool = False) -> WeightOnly:
         rows: of x.
         bitwise: whether the bits of a row may not depend on `rows`. Then reduction and scaling
             are those of the weight; otherwise many rows are reduced at one go.
+        weights: that a token is multiplied by at once, as those of its experts are.
     """
-    tile, count = min(bucket(rows), TALLEST.get(spec.bits, ROWS[-1])), slices(spec)
+    tile = min(bucket(rows), TALLEST.get(spec.bits, ROWS[-1]))
+    count = slices(spec, -(-spec.n // columns(spec)) * weights)
     if tile >= SPILLING and not bitwise:
         count = 1
     scaling: Scaling = "weights" if bitwise or tile >= SPILLING else "sums"
@@ -88,15 +110,12 @@ def stages(spec: WeightOnly, rows: int) -> int:
     return max(2, min(4, SHARED // RESIDENT // each))
 
 
-def tiled_codes(spec: CodesProduct, rows: int, *, bitwise: bool = False) -> CodesProduct:
-    """The same for a product of codes; see `tiled`."""
+def tiled_codes(
+    spec: CodesProduct | Floating, rows: int, *, bitwise: bool = False, weights: int = 1
+) -> CodesProduct | Floating:
+    """The same for a product whose weight is read as it is multiplied; see `tiled`."""
     tile = bucket(rows)
-    count = 1
-    tiles = -(-spec.n // 64)
-    for parts in (2, 4, MOST_SLICES):
-        per = -(-spec.blocks // parts)
-        if tiles * parts <= PROCESSORS * RESIDENT and (parts - 1) * per < spec.blocks:
-            count = parts
+    count = slices(spec, -(-spec.n // 64) * weights)
     if tile >= SPILLING and not bitwise:
         count = 1
     # Sums of a group, of a part and of all are kept apart: more threads hold them.

@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from planish.lowering.triton.fields import NoKernel, Tiling
-from planish.lowering.triton.plans import Choice, Plan, Product, modelled, tile
+from planish.lowering.triton.plans import Choice, Plan, Product, modelled, scaling_of
+from planish.lowering.triton.routed_specs import Routed
 from planish.lowering.triton.specs import WeightOnly
+from planish.lowering.triton.tilings import tile
 
 FORMAT = 1
 
@@ -64,9 +66,13 @@ class Table:
 
 
 def key(product: Product) -> str:
-    """What a product's times are kept under: all but its epilogue and tiling."""
+    """What a product's times are kept under: all but its epilogue and tiling.
+
+    The rows of a routed product's times are those of an expert.
+    """
     name = product.name.rpartition("_m")[0]
-    mode = " accurate" if getattr(product, "accurate", False) else ""
+    alone = product.product if isinstance(product, Routed) else product
+    mode = " accurate" if getattr(alone, "accurate", False) else ""
     return f"{name} {product.dtype}{mode}"
 
 
@@ -112,9 +118,7 @@ def _allowed(product: Product, choice: Choice, *, bitwise: bool, dense: bool) ->
         return True
     fixed = tile(product, 1, bitwise=True)
     same = made.tiling.slices == fixed.tiling.slices
-    if isinstance(made, WeightOnly) and isinstance(fixed, WeightOnly):
-        return same and made.scaling == fixed.scaling
-    return same
+    return bool(same and scaling_of(made) == scaling_of(fixed))
 
 
 def _merged(choices: list[Choice]) -> list[Choice]:

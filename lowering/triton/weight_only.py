@@ -8,8 +8,9 @@ that few rows of x cost no padding. See `planish.lowering.triton.layout` for the
 from __future__ import annotations
 
 from planish.lowering.triton.codes import decoders
+from planish.lowering.triton.frames import Frame, Neighbours
 from planish.lowering.triton.groups import Run, ahead, loads, moves, runs, shared
-from planish.lowering.triton.parts import SCRATCH, reduction, tile_constants, tile_head
+from planish.lowering.triton.parts import SCRATCH, reduction, tile_constants
 from planish.lowering.triton.specs import SLICES, WORDS, WeightOnly
 from planish.lowering.triton.text import (
     Source,
@@ -20,18 +21,18 @@ from planish.lowering.triton.text import (
 )
 
 
-def generate(spec: WeightOnly) -> Source:
-    """The kernel of a specification."""
-    tensors = ("x", "words", "scales", *(["zeros"] if spec.zeros else []))
-    tensors += (*spec.epilogue.operands, "y")
+def generate(spec: WeightOnly, frame: Frame | None = None) -> Source:
+    """The kernel of a specification, of neighbouring rows or of those that a frame gives it."""
+    frame = frame or Neighbours(spec)
+    tensors = ("x", *frame.tensors, *spec.stored, *spec.epilogue.operands, "y")
     if spec.tiling.parallel:
         tensors += SCRATCH
     about = (
-        f"y [rows, {spec.n}] = x [rows, {spec.k}] · Wᵀ, W of {spec.bits} bits; "
+        f"{frame.about}y [rows, {spec.n}] = x [rows, {spec.k}] · Wᵀ, W of {spec.bits} bits; "
         f"epilogue: {spec.epilogue}."
     )
-    parts = [*decoders(spec), _kernel(spec, tensors)]
-    return Source(spec.name, module(about, spec, parts), tensors)
+    parts = [*decoders(spec), _kernel(spec, frame, tensors)]
+    return Source(frame.spec.name, module(about, frame.spec, parts), tensors)
 
 
 def _constants(spec: WeightOnly) -> dict[str, tuple[int, str]]:
@@ -100,12 +101,12 @@ def _run_lines(spec: WeightOnly, place: int | None, run: Run) -> list[str]:
     return lines
 
 
-def _kernel(spec: WeightOnly, tensors: tuple[str, ...]) -> list[str]:
+def _kernel(spec: WeightOnly, frame: Frame, tensors: tuple[str, ...]) -> list[str]:
     large = spec.n * spec.words >= 1 << 31
     scale = ["y *= scale.to(tl.float32)[:, None]"] if not runs(spec) else []
     head = [
         "dtype: tl.constexpr = x_ptr.dtype.element_ty",
-        *tile_head(wide=large),
+        *frame.head(wide=large),
         "lane = tl.arange(0, LANES)",
     ]
     if not runs(spec):
@@ -114,8 +115,10 @@ def _kernel(spec: WeightOnly, tensors: tuple[str, ...]) -> list[str]:
         ]
     body = reduction(
         spec,
+        frame,
         before=lambda start: loads(spec, start, ""),
         step=_step(spec),
         finish=[*scale, *epilogue(spec.epilogue, "n", "[:, None]")],
     )
-    return [*signature(spec.name, tensors, _constants(spec)), *indented([*head, *body], 1)]
+    constants = {**_constants(spec), **frame.constants}
+    return [*signature(frame.spec.name, tensors, constants), *indented([*head, *body], 1)]

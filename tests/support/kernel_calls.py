@@ -9,8 +9,10 @@ from torch import Tensor
 
 from planish.lowering.triton import operators
 from planish.lowering.triton.fields import Epilogue
+from planish.lowering.triton.float_specs import Floating
 from planish.lowering.triton.layout import pack_nibbles, stored
 from planish.lowering.triton.plans import Choice, Plan, Product, text
+from planish.lowering.triton.routed_specs import Routed
 from planish.lowering.triton.row_specs import RowWise
 from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly
 from support.quantized import random_weight
@@ -47,6 +49,21 @@ def scaled(spec: Scaled, *lead: int) -> Sample:
     return _sample("scaled_product", *given, parts, _finish(spec, lead), text(spec), PLAN)
 
 
+def routed(spec: Routed, tokens: int) -> Sample:
+    """A product of rows [tokens, K], or [tokens, C, K], with the weights that they choose."""
+    parts = [f(*shape) for shape in spec.stored.values()]
+    if isinstance(spec.product, WeightOnly):
+        alone = spec.product
+        each = [stored(random_weight(alone, seed), alone) for seed in range(spec.experts)]
+        parts = [torch.stack([one[name] for one in each]) for name in spec.stored]
+    lead = (tokens, spec.chosen)
+    x = f(*lead[: 1 if spec.shared else 2], spec.k)
+    shapes = {"bias": (spec.experts, spec.n)}
+    given = [f(*shapes.get(name, (*lead, spec.n))) for name in spec.epilogue.operands]
+    chosen = torch.arange(tokens * spec.chosen).reshape(lead) * 3 % spec.experts
+    return _sample("routed_product", x, chosen, parts, given, text(spec), PLAN)
+
+
 def rows(spec: RowWise, *lead: int) -> Sample:
     """A norm or a gate of rows [*lead, K], or their codes."""
     shapes = {"up": (*lead, spec.width)}
@@ -72,6 +89,14 @@ SAMPLES = [
     scaled(Scaled(4, 4, "float32", epilogue=FULL), 2, 4),
     group_scaled(GroupScaled(4, 4, "float32", "float32", 4, 32), 4),
     group_scaled(GroupScaled(3, 64, "float32", "float32", 32, 32, FULL), 2, 4),
+    routed(Routed(WeightOnly(3, 8, "float32", "float32", group=8, lanes=16), 4, 2, True), 4),
+    routed(
+        Routed(
+            WeightOnly(4, 32, "float32", "float32", 3, 16, True, 16, epilogue=FULL), 3, 2, False
+        ),
+        4,
+    ),
+    routed(Routed(Floating(4, 6, "float32", epilogue=FULL), 3, 3, True), 4),
     rows(RowWise(4, "float32", norm="rms"), 4),
     rows(RowWise(3, "float32", norm="rms", weight=True), 2, 3),
     rows(RowWise(4, "float32", norm="layer", weight=True, bias=True), 2, 3),

@@ -9,7 +9,7 @@ known here is not covered, so that no later kind of kernel slips past.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from planish.ir.flow.call import Call, NotCovered, Rule
@@ -36,6 +36,8 @@ FIELDS = {
     "WeightOnly": "n k dtype scale_dtype bits group zeros lanes scaling epilogue tiling",
     "Scaled": "n k dtype codes accurate step epilogue tiling",
     "GroupScaled": "n k dtype scale_dtype group lanes epilogue tiling",
+    "Floating": "n k dtype step epilogue tiling",
+    "Routed": "product experts chosen shared",
     "RowWise": "width dtype norm eps weight bias activation codes warps",
     "Epilogue": "bias activation multiply residual",
 }
@@ -74,6 +76,43 @@ def scaled_product(call: Call) -> Expression:
     return _finished(call, spec, scaled)
 
 
+def routed_product(call: Call) -> Expression:
+    """`routed_product(x, chosen, stored, operands, spec, plan)`: by the weights that rows choose.
+
+    Row [m, c] of the result is row [m, c] of x [M, C, K], or row m of x [M, K], times the weight of
+    the stack [E, N, K] whose number is at [m, c] of `chosen`. In which order the kernel takes rows
+    is its own affair: each comes back to its place.
+    """
+    spec = _specification(call, "Routed")
+    x, chosen, product = call["x"], call["chosen"], spec["product"]
+    lead = chosen.shape[:1] if spec["shared"] else chosen.shape
+    _fits("chosen", chosen, (*chosen.shape[:1], spec["chosen"]))
+    _fits("x", x, (*lead, product["k"]))
+    shape = (*chosen.shape, product["n"])
+    picked = Reads(
+        (*shape, product["k"]),
+        (Operand(_stack(call, spec), ("looked up", 2, 3)), Operand(chosen, (0, 1), 0)),
+        "gather",
+    )
+    y = contraction(shape, (x, (*range(len(lead)), "in")), (picked, (0, 1, 2, "in")))
+    return _finished(call, product, y, lambda bias: _of_experts(spec, bias, chosen, shape))
+
+
+def _stack(call: Call, spec: Fields) -> Expression:
+    """The weights [E, N, K] of experts, out of packed codes, scales and zero points if need be."""
+    product, experts = spec["product"], spec["experts"]
+    if product["operator"] == "Floating":
+        (weight,) = _stored(call, 1)
+        _fits("weight", weight, (experts, product["n"], product["k"]))
+        return weight
+    words, *groups = _stored(call, 3 if product["zeros"] else 2)
+    _fits("packed weight", words, (experts, product["n"], *words.shape[2:3]))
+    for one in groups:
+        _fits("scales or zero points", one, (experts, *one.shape[1:2], product["n"]))
+    parts = (Operand(words, (0, 1, "words")), *(Operand(one, (0, "groups", 1)) for one in groups))
+    return Reads((experts, product["n"], product["k"]), parts, "transform")
+
+
 def row_wise(call: Call) -> Expression:
     """`row_wise(x [..., K], operands, spec, how)`: a norm or a gate of each row."""
     return _row(call)
@@ -96,9 +135,7 @@ def _specification(call: Call, *kinds: str) -> Fields:
     """
     try:
         found: dict[str, Any] = json.loads(call["spec"])
-        kind = found["operator"]
-        known = kind in kinds and _has_fields(kind, found, "operator")
-        known = known and _has_fields("Epilogue", found.get("epilogue", NO_EPILOGUE))
+        known = _is_known(found, kinds)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise NotCovered(f"a specification that cannot be read ({error})") from error
     if not known:
@@ -108,6 +145,15 @@ def _specification(call: Call, *kinds: str) -> Fields:
     call.get("plan")  # which of several kernels for the same function
     call.get("how")  # or plain torch
     return found
+
+
+def _is_known(found: Fields, kinds: Iterable[str]) -> bool:
+    """Whether a specification is one of these kinds, and all that it holds is known."""
+    kind = found["operator"]
+    known = kind in kinds and _has_fields(kind, found, "operator")
+    if kind == "Routed":
+        return known and _is_known(found["product"], ("WeightOnly", "Floating"))
+    return known and _has_fields("Epilogue", found.get("epilogue", NO_EPILOGUE))
 
 
 def _has_fields(kind: str, found: Fields, *more: str) -> bool:
@@ -163,12 +209,27 @@ def _product(call: Call, spec: Fields, weight: Expression) -> Expression:
     return contraction(shape, (x, (*range(last), "in")), (weight, (last, "in")))
 
 
-def _finished(call: Call, spec: Fields, y: Expression) -> Expression:
-    """A product after its epilogue, in the order that this has."""
+def _finished(
+    call: Call,
+    spec: Fields,
+    y: Expression,
+    bias_of: Callable[[Expression], Expression] | None = None,
+) -> Expression:
+    """A product after its epilogue, in the order that this has.
+
+    Args:
+        call: of the kernel.
+        spec: of the product.
+        y: the product.
+        bias_of: what of a bias is added; all of one vector unless given.
+    """
     given: Fields = spec["epilogue"]
     taken = _named((name for name in ("bias", "multiply", "residual") if given[name]), call)
     for name, one in taken.items():
-        _fits(name, one, y.shape[-1:] if name == "bias" else y.shape)
+        if name == "bias" and bias_of:
+            taken[name] = bias_of(one)
+        else:
+            _fits(name, one, y.shape[-1:] if name == "bias" else y.shape)
     if "bias" in taken:
         y = pointwise("add", y, taken["bias"], shape=y.shape)
     if given["activation"]:
@@ -176,6 +237,12 @@ def _finished(call: Call, spec: Fields, y: Expression) -> Expression:
     if "multiply" in taken:
         y = pointwise("hadamard", y, taken["multiply"])
     return pointwise("add", y, taken["residual"]) if "residual" in taken else y
+
+
+def _of_experts(spec: Fields, biases: Expression, chosen: Expression, shape: Shape) -> Expression:
+    """Of biases [E, N] those of the chosen experts."""
+    _fits("bias", biases, (spec["experts"], shape[-1]))
+    return Reads(shape, (Operand(biases, ("looked up", 2)), Operand(chosen, (0, 1), 0)), "gather")
 
 
 def _row(call: Call) -> Expression:
@@ -200,6 +267,7 @@ def _row(call: Call) -> Expression:
 RULES: dict[str, Rule] = {
     "planish.weight_only": weight_only,
     "planish.scaled_product": scaled_product,
+    "planish.routed_product": routed_product,
     "planish.row_wise": row_wise,
     "planish.row_codes": row_codes,
 }

@@ -11,14 +11,22 @@ import torch
 
 from planish.ir.flow.call import Call, Result
 from planish.ir.flow.fx import read_program
-from planish.ir.flow.vocabulary import Expression, Fill, Opaque, contraction, pointwise
+from planish.ir.flow.vocabulary import (
+    Expression,
+    Fill,
+    Opaque,
+    contraction,
+    everything,
+    pointwise,
+)
 from planish.ir.program import IllFormed
 from planish.ir.rules.aten import RULES, kernels
 from support.kernel_calls import SAMPLES
 from support.refute import Sample, program_of, refute
 
-PRODUCT, SCALED, NORM, CODES = (
-    f"planish.{name}" for name in ("weight_only", "scaled_product", "row_wise", "row_codes")
+PRODUCT, SCALED, ROUTED, NORM, CODES = (
+    f"planish.{name}"
+    for name in ("weight_only", "scaled_product", "routed_product", "row_wise", "row_codes")
 )
 
 
@@ -42,6 +50,20 @@ def _of_x_alone(call: Call) -> Expression:
     return contraction(call.shape, (call["x"], (*range(len(call.shape) - 1), "in")))
 
 
+def _of_no_choice(call: Call) -> Expression:
+    """Rows of x by their places, whatever they chose."""
+    call.tensors()
+    x, (tokens, chosen, n) = call["x"], call.shape
+    places = range(len(x.shape) - 1)
+    return contraction((tokens, chosen, n), (x, (*places, "in")))
+
+
+def _sorted(call: Call) -> Expression:
+    """As if rows stayed where the kernel sorts them."""
+    call.tensors()
+    return everything("gather", call.shape, call["chosen"])
+
+
 def _scales_of_nothing(call: Call) -> Result:
     return kernels.row_codes(call)[0], Fill(call.outputs[1].shape)
 
@@ -51,6 +73,8 @@ WRONG: dict[str, tuple[Callable[[Call], Result], str]] = {
     "codes by element": (_by_place, CODES),
     "a product without its weight": (_of_x_alone, PRODUCT),
     "a product without the scales of rows": (_of_x_alone, SCALED),
+    "rows without their choice": (_of_no_choice, ROUTED),
+    "rows of others": (_sorted, ROUTED),
     "scales of nothing": (_scales_of_nothing, CODES),
 }
 
@@ -76,6 +100,16 @@ def why(sample: Sample, change: Callable[[list[Any]], None]) -> str:
 def fields(**new: Any) -> Callable[[list[Any]], None]:
     def change(arguments: list[Any]) -> None:
         arguments[-2] = json.dumps({**json.loads(arguments[-2]), **new})
+
+    return change
+
+
+def inside(**new: Any) -> Callable[[list[Any]], None]:
+    """Changes of the product that a routed one is made of."""
+
+    def change(arguments: list[Any]) -> None:
+        found = json.loads(arguments[-2])
+        arguments[-2] = json.dumps({**found, "product": {**found["product"], **new}})
 
     return change
 
@@ -106,6 +140,17 @@ CHANGES: list[tuple[str, int, Callable[[list[Any]], None], str]] = [
     (SCALED, 2, fields(k=3), "x: shape"),
     (SCALED, 2, fields(n=8), "packed weight: shape"),
     (SCALED, 2, fields(operator="WeightOnly"), "other than Scaled or GroupScaled"),
+    (ROUTED, 0, fields(), ""),
+    (ROUTED, 0, fields(experts=5), "packed weight: shape"),
+    (ROUTED, 0, fields(chosen=3), "chosen: shape"),
+    (ROUTED, 0, fields(shared=False), "x: shape"),
+    (ROUTED, 0, fields(of="rows"), "other than Routed with the fields known here"),
+    (ROUTED, 0, inside(k=16), "x: shape"),
+    (ROUTED, 0, inside(operator="Scaled"), "with the fields known here"),
+    (ROUTED, 0, inside(epilogue={"bias": False}), "with the fields known here"),
+    (ROUTED, 0, inside(zeros=True), "a weight stored as 2 tensors; it should be 3"),
+    (ROUTED, 1, fewer, "2 operands, where the specification has 3"),
+    (ROUTED, 2, inside(n=5), "weight: shape"),
     (NORM, 0, fields(width=2), "x: shape"),
     (NORM, 1, fields(weight=False), "1 operands, where the specification has 0"),
     (NORM, 1, fields(norm="batch"), "a norm 'batch'"),

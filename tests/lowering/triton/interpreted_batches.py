@@ -13,13 +13,22 @@ from torch import Tensor
 from planish.lowering.triton import build, check, layout
 from planish.lowering.triton.check import Record, WrongKernel, wrong, wrong_ones
 from planish.lowering.triton.fields import Epilogue, Tiling
+from planish.lowering.triton.float_specs import Floating
 from planish.lowering.triton.generators import Spec, generate
 from planish.lowering.triton.load import load, prepared
 from planish.lowering.triton.lower import kernels_of, lower
-from planish.lowering.triton.operators import compute
-from planish.lowering.triton.plans import Product, modelled
+from planish.lowering.triton.operators import compute, compute_routed
+from planish.lowering.triton.plans import modelled
+from planish.lowering.triton.routed_specs import Alone, Routed
 from planish.lowering.triton.row_specs import RowWise, rowwise
-from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly, best_lanes, byte_lanes
+from planish.lowering.triton.specs import (
+    CodesProduct,
+    GroupScaled,
+    Scaled,
+    WeightOnly,
+    best_lanes,
+    byte_lanes,
+)
 from planish.lowering.triton.tuning import Table
 from planish.passes import name_of
 from planish.passes.contract import Pass
@@ -30,6 +39,7 @@ from support.captured import captured
 from support.quantized import distance, random_weight
 
 CPU = torch.device("cpu")
+Single = WeightOnly | CodesProduct
 FEW = (*range(1, 10), 16, 17, 33)
 
 
@@ -42,7 +52,7 @@ def four_bits(k: int) -> GroupScaled:
     return GroupScaled(80, k, "float32", "float32", 64, byte_lanes(k, 64))
 
 
-def stored(product: Product) -> dict[str, Tensor]:
+def stored(product: Single) -> dict[str, Tensor]:
     if isinstance(product, WeightOnly):
         return layout.stored(random_weight(product), product)
     if isinstance(product, GroupScaled):
@@ -54,7 +64,7 @@ def stored(product: Product) -> dict[str, Tensor]:
     return {"codes": codes.clamp(-127, 127).to(kind), "scales": scales}
 
 
-def same_bits(product: Product, counts: tuple[int, ...]) -> None:
+def same_bits(product: Single, counts: tuple[int, ...]) -> None:
     """Each row of a batch is what it is in any other batch, under a plan for `bitwise`."""
     draw = torch.Generator().manual_seed(1)
     tensors, plan = stored(product), modelled(product, bitwise=True)
@@ -129,9 +139,33 @@ def test_without_the_promise_bits_may_differ() -> None:
 @pytest.mark.parametrize("make", [weight_only, four_bits])
 @pytest.mark.parametrize("k", [512, 576])
 def test_a_row_has_the_same_bits_in_batches_up_to_257(
-    make: Callable[[int], Product], k: int
+    make: Callable[[int], Single], k: int
 ) -> None:
     same_bits(make(k), tuple(range(1, 258)))
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("dense", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_token_has_the_same_bits_in_any_batch(dense: bool) -> None:
+    """Whatever the others choose, and however many rows its experts have."""
+    alone: Alone = Floating(80, 512, "float32") if dense else weight_only(512)
+    product, draw = Routed(alone, 3, 2, shared=True), torch.Generator().manual_seed(1)
+    stack = [torch.randn(80, 512, generator=draw) for _ in range(3)]
+    kept = {"weight": torch.stack(stack)}
+    if isinstance(alone, WeightOnly):
+        each = [layout.stored(random_weight(alone, seed), alone) for seed in range(3)]
+        kept = {name: torch.stack([one[name] for one in each]) for name in each[0]}
+    x = torch.randn(33, 512, generator=draw)
+    chosen = torch.tensor([[0, 2], [1, 0]] + [[1, 2]] * 31)
+    plan = modelled(product, bitwise=True)
+
+    def given(rows: int) -> Tensor:
+        choice = plan.choice(-(-rows * 2 // 3))
+        return compute_routed(product, choice, x[:rows], chosen[:rows], kept)
+
+    whole = given(33)
+    assert len({plan.choice(rows).tiling for rows in (1, 11, 22)}) == 2
+    assert [rows for rows in (1, 2, 8, 17, 25) if not torch.equal(given(rows), whole[:rows])] == []
 
 
 RIGHT: tuple[Spec, ...] = (
@@ -141,6 +175,8 @@ RIGHT: tuple[Spec, ...] = (
     Scaled(40, 300, epilogue=Epilogue(residual=True), tiling=Tiling(slices=2, parallel=True)),
     Scaled(40, 300, codes="float8_e4m3fn"),
     GroupScaled(40, 192, epilogue=Epilogue(bias=True)),
+    Routed(WeightOnly(40, 192, group=64, lanes=16, epilogue=Epilogue(bias=True)), 3, 2, True),
+    Routed(Floating(40, 200, "float16", epilogue=Epilogue(multiply=True)), 3, 2, False),
     rowwise(300, norm="rms", weight=True),
     rowwise(300, activation="gelu", codes="int8"),
     rowwise(300, norm="layer", weight=True, bias=True, codes="int8"),
@@ -170,10 +206,13 @@ def fresh() -> Iterator[None]:
         (RIGHT[0], "w -= zero_0", "w += zero_0"),
         (RIGHT[3], "y *= row_scale[None, :]", "y *= 1.0"),
         (RIGHT[5], "nibbles & -16", "nibbles & -8"),
-        (RIGHT[6], "mean + EPS", "mean * 2.0"),
-        (RIGHT[8], "y += tl.load(bias_ptr", "y -= tl.load(bias_ptr"),
-        (RIGHT[8], "inside, y - tl.sum(y, 0) / K", "inside, y"),
-        (RIGHT[7], "tl.max(size, 0)", "tl.max(size, 0) * 2.0 + 1.0 / (rows - rows)"),
+        (RIGHT[6], "last <= tl.program_id(1)", "last < tl.program_id(1)"),
+        (RIGHT[6], "scales_ptr += expert", "scales_ptr += 0 * expert"),
+        (RIGHT[7], "place = at[None, :]", "place = (first + tl.arange(0, ROWS))[None, :]"),
+        (RIGHT[8], "mean + EPS", "mean * 2.0"),
+        (RIGHT[10], "y += tl.load(bias_ptr", "y -= tl.load(bias_ptr"),
+        (RIGHT[10], "inside, y - tl.sum(y, 0) / K", "inside, y"),
+        (RIGHT[9], "tl.max(size, 0)", "tl.max(size, 0) * 2.0 + 1.0 / (rows - rows)"),
     ],
 )
 def test_wrong_kernels_are_found(
@@ -223,19 +262,21 @@ FP8 = (
 
 
 @pytest.mark.parametrize(
-    ("passes", "bitwise"),
+    ("family", "passes", "bitwise"),
     [
-        pytest.param(W4, False, id="w4"),
-        pytest.param(W4, True, id="w4-bitwise", marks=pytest.mark.slow),
-        pytest.param(W4A8, False, id="w4a8"),
-        pytest.param(FP8, False, id="fp8", marks=pytest.mark.slow),
-        pytest.param(FP8, True, id="fp8-bitwise"),
+        pytest.param("llama", W4, False, id="w4"),
+        pytest.param("llama", W4, True, id="w4-bitwise", marks=pytest.mark.slow),
+        pytest.param("llama", W4A8, False, id="w4a8"),
+        pytest.param("llama", FP8, False, id="fp8", marks=pytest.mark.slow),
+        pytest.param("llama", FP8, True, id="fp8-bitwise"),
+        pytest.param("mixtral", W4, False, id="experts"),
+        pytest.param("qwen2_moe", W4, True, id="experts-bitwise", marks=pytest.mark.slow),
     ],
 )
 def test_an_artifact_in_the_interpreter_equals_its_reference(
-    passes: tuple[Pass, ...], bitwise: bool, tmp_path: Path
+    family: str, passes: tuple[Pass, ...], bitwise: bool, tmp_path: Path
 ) -> None:
-    program = apply(captured("llama", 1)[1], passes, names=name_of)[0]
+    program = apply(captured(family, 1)[1], passes, names=name_of)[0]
     lower(program, tmp_path / "triton", bitwise=bitwise)
     loaded, strict = load(tmp_path / "triton")
     assert strict == bitwise

@@ -10,8 +10,9 @@ import torch
 from planish.lowering.triton.check import operands, wrong
 from planish.lowering.triton.generators import spec_of
 from planish.lowering.triton.lower import lower
-from planish.lowering.triton.operators import compute
-from planish.lowering.triton.plans import Product, modelled
+from planish.lowering.triton.operators import compute, compute_routed
+from planish.lowering.triton.plans import modelled
+from planish.lowering.triton.routed_specs import Alone, Routed
 from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly
 from planish.passes import name_of
 from planish.passes.pipeline import apply
@@ -29,7 +30,7 @@ CUDA = torch.device("cuda")
 PLACES: tuple[Provider, ...] = ("cpu", "cuda")
 TABLE = Path(__file__).parents[3] / "benchmarks" / "results" / "kernels.json"
 ROWS: list[dict[str, Any]] = json.loads(TABLE.read_text())["kernels"]
-PRODUCTS: tuple[Product, ...] = (
+PRODUCTS: tuple[Alone, ...] = (
     WeightOnly(4096, 4096),
     WeightOnly(1536, 576, group=64, lanes=32),
     Scaled(1024, 4096),
@@ -44,7 +45,7 @@ def test_kernels_are_right(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("product", PRODUCTS, ids=lambda product: product.name)
-def test_a_row_has_the_same_bits_in_any_batch(product: Product) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(product: Alone) -> None:
     plan = modelled(product, bitwise=True)
     with CUDA:
         given = operands(product, 257)
@@ -58,8 +59,23 @@ def test_a_row_has_the_same_bits_in_any_batch(product: Product) -> None:
     assert [rows for rows in range(1, 258) if not torch.equal(first(rows), whole[:rows])] == []
 
 
+def test_a_token_has_the_same_bits_in_any_batch() -> None:
+    product = Routed(WeightOnly(1024, 4096), 8, 2, shared=True)
+    plan = modelled(product, bitwise=True)
+    with CUDA:
+        given = operands(product, 65)
+    x, chosen = given.pop("x"), given.pop("chosen")
+
+    def first(rows: int) -> torch.Tensor:
+        choice = plan.choice(-(-2 * rows // 8))
+        return compute_routed(product, choice, x[:rows], chosen[:rows], given)
+
+    whole = first(257)
+    assert [rows for rows in range(1, 257) if not torch.equal(first(rows), whole[:rows])] == []
+
+
 @pytest.mark.parametrize("product", PRODUCTS, ids=lambda product: product.name)
-def test_graphs_replay_the_same_bits(product: Product) -> None:
+def test_graphs_replay_the_same_bits(product: Alone) -> None:
     """The counters of parallel parts are zero again after each launch."""
     choice = modelled(product, bitwise=False).choice(4)
     with CUDA:

@@ -44,7 +44,7 @@ def interpreted(marks: str) -> None:
 
 
 def test_kernels_compute_what_they_say() -> None:
-    assert len(FILES) == 3
+    assert len(FILES) == 4
     interpreted("not slow and not gpu")
 
 

@@ -23,6 +23,7 @@ from planish.lowering.triton import operators
 from planish.lowering.triton.load import load, prepared
 from planish.lowering.triton.lower import kernels_of, lower
 from planish.lowering.triton.plans import Choice, Plan, read_plan, read_spec, text
+from planish.lowering.triton.routed_specs import Routed
 from planish.lowering.triton.row_specs import RowWise
 from planish.lowering.triton.specs import Scaled, WeightOnly
 from planish.lowering.triton.tuning import Table, Timed, key
@@ -67,6 +68,7 @@ def told(program: Program) -> list[str]:
 OPERATORS = (
     operators.weight_only,
     operators.scaled_product,
+    operators.routed_product,
     operators.row_wise,
     operators.row_codes,
 )
@@ -399,11 +401,14 @@ def test_operators_agree_with_their_shapes() -> None:
     plan = text(Plan((Choice(0, "reference"),)))
     words = torch.zeros(40, product.words, dtype=torch.int16)
     packed = [words, torch.ones(product.groups, 40)]
+    routed = Routed(product, 3, 2, shared=True)
+    chosen, stack = torch.tensor([[0, 1], [1, 2], [2, 0]]), [torch.stack([t] * 3) for t in packed]
     narrow = [torch.ones(24, 64, dtype=torch.int8), torch.ones(24)]
     x = torch.randn(2, 3, 64)
     calls: list[tuple[Any, tuple[Any, ...]]] = [
         (operators.weight_only, (x, packed, [], text(product), plan)),
         (operators.scaled_product, (codes, scales, narrow, [], text(scaled), plan)),
+        (operators.routed_product, (x[0], chosen, stack, [], text(routed), plan)),
         (operators.row_wise, (x, [], text(RowWise(64, "float32", norm="rms")), "kernel")),
         (operators.row_codes, (x, [], text(RowWise(64, "float32", codes="int8")), "kernel")),
     ]  # fmt: skip

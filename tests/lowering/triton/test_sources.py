@@ -12,10 +12,12 @@ import torch
 
 from planish.lowering.triton import layout
 from planish.lowering.triton.fields import Epilogue, NoKernel, Tiling
+from planish.lowering.triton.float_specs import Floating
 from planish.lowering.triton.generators import Spec, generate, spec_json, spec_of
+from planish.lowering.triton.routed_specs import Routed
 from planish.lowering.triton.row_specs import RowWise, rowwise
 from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly, best_lanes, byte_lanes
-from planish.lowering.triton.tilings import tiled, tiled_codes
+from planish.lowering.triton.tilings import tile, tiled, tiled_codes
 from support.quantized import random_weight
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -40,6 +42,14 @@ SPECS: dict[str, Spec] = {
     "layer-norm": rowwise(768, norm="layer", weight=True, bias=True),
     "gate-fp8": rowwise(14336, activation="silu", codes="float8_e4m3fn"),
     "w8-per-row": WeightOnly(100, 1000, bits=8, group=1000, lanes=64),
+    "experts-w4": Routed(
+        WeightOnly(14336, 4096, epilogue=Epilogue(activation="silu", multiply=True)), 8, 2,
+        shared=True,
+    ),
+    "experts-dense": tile(
+        Routed(Floating(1000, 600, epilogue=Epilogue(bias=True)), 60, 4, shared=False), 1,
+        bitwise=True,
+    ),
 }  # fmt: skip
 
 
@@ -112,6 +122,11 @@ def test_what_a_file_may_not_say_is_refused(changed: Mapping[str, Any], message:
         (lambda: GroupScaled(16, 640, group=96), "groups of 96 do not divide rows of 640"),
         (lambda: GroupScaled(16, 960, group=96), "groups of 96 are no multiples of slices of 64"),
         (lambda: GroupScaled(16, 64, lanes=16), r"slices of 16 columns are none of \[64, 32\]"),
+        (lambda: Floating(16, 64, step=48), "steps of 48 columns are none of 32, 64 and 128"),
+        (lambda: Floating(0, 64), "nothing to multiply by"),
+        (lambda: Routed(WeightOnly(16, 64, group=64), 0, 1, True), "1 of 0 experts"),
+        (lambda: Routed(WeightOnly(16, 64, group=64), 9, 1, 1), "shared is 1, which is no bool"),  # type: ignore[arg-type]
+        (lambda: Routed(RowWise(64, norm="rms"), 9, 1, True), "a single weight each"),  # type: ignore[arg-type]
         (lambda: RowWise(64), "would do nothing"),
         (lambda: RowWise(64, weight=True, codes="int8"), "only normed rows have a weight"),
         (lambda: RowWise(64, norm="rms", bias=True), "only layer norms a bias"),

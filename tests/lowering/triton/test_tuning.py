@@ -9,9 +9,11 @@ import pytest
 from planish.lowering.triton import tuning
 from planish.lowering.triton.candidates import candidates
 from planish.lowering.triton.fields import Epilogue, Tiling
-from planish.lowering.triton.plans import Choice, Product, modelled, tile
+from planish.lowering.triton.float_specs import Floating
+from planish.lowering.triton.plans import Choice, Product, modelled
+from planish.lowering.triton.routed_specs import Routed
 from planish.lowering.triton.specs import GroupScaled, Scaled, WeightOnly
-from planish.lowering.triton.tilings import tiled
+from planish.lowering.triton.tilings import tile, tiled
 from planish.lowering.triton.tuning import (
     MODEL,
     TABLE,
@@ -118,6 +120,8 @@ def test_what_was_not_measured_is_chosen_by_the_model() -> None:
         WeightOnly(4096, 4096, bits=3, lanes=32),
         Scaled(4096, 4096),
         GroupScaled(4096, 4096),
+        Routed(WeightOnly(4096, 4096), 8, 2, shared=True),
+        Routed(Floating(4096, 4096), 8, 2, shared=False),
     ],
 )
 def test_candidates_are_few_and_can_run(product: Product, rows: int) -> None:
