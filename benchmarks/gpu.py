@@ -264,8 +264,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit(
             "PyTorch finds no CUDA device, so nothing can be measured. Without one, "
-            "benchmarks/kernels.py compiles every kernel and tells what it takes, and the tests "
-            "run them in Triton's interpreter."
+            "benchmarks/compile_kernels.py compiles every kernel and tells what it takes, and the "
+            "tests run them in Triton's interpreter."
         )
     import triton  # noqa: PLC0415
 

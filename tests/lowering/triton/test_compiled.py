@@ -48,7 +48,7 @@ def test_every_kernel_takes_what_it_took(row: dict[str, Any]) -> None:
 
 
 def test_the_table_is_of_these_sources() -> None:
-    """After a change of a generator, run benchmarks/kernels.py and read the difference."""
+    """After a change of a generator, run benchmarks/compile_kernels.py and read the difference."""
     assert [row["source"] for row in ROWS] == [
         generate(spec_of(row["spec"])).sha256 for row in ROWS
     ]

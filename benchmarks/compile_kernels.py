@@ -1,6 +1,6 @@
 """What generated kernels take of a Hopper GPU, read from binaries compiled without one.
 
-    python benchmarks/kernels.py
+    python benchmarks/compile_kernels.py
 
 Every kernel is compiled for sm_90 with the `ptxas` that Triton brings; registers, spills and shared
 memory go to `benchmarks/results/kernels.json`, with which tests compare: a kernel that starts to
