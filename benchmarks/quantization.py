@@ -115,7 +115,8 @@ def run(python: str, *arguments: str) -> dict[str, Any]:
     """What the driver's last line says; its other output goes to the error stream."""
     environment = {"GPTQMODEL_CPU_WORKERS": "2", **os.environ}  # it takes one core for two threads
     done = subprocess.run(
-        [python, str(DRIVER), *arguments],
+        # -P: what lies beside the driver, such as kernels.py, is no package for transformers
+        [python, "-P", str(DRIVER), *arguments],
         stdout=subprocess.PIPE,
         text=True,
         check=True,

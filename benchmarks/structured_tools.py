@@ -58,6 +58,10 @@ def recipe(method: str, ratio: float) -> str | dict[str, Any]:
         options = {"ratio": ratio, "repair": detail != "as-cut"}
         if kind == "queries":
             options["unit"] = "queries"
+        if detail in ("taylor", "global"):
+            options["importance"] = "taylor"
+        if detail == "global":
+            options["scope"] = "global"
         name = "prune_channels" if kind == "channels" else "prune_heads"
         return {"passes": [{name: options}]}
     if kind == "depth":
@@ -78,16 +82,14 @@ def planish(method: str, ratio: float, model: str, tokens: Tensor) -> Made:
     return_freed_memory()  # as the command line does
     program = with_samples(capture(model), [{"input_ids": rows} for rows in tokens.split(BATCH)])
     passes = load(recipe(method, ratio)).passes if method != "float32" else ()
-    start = time.perf_counter()
-    after, _ = apply(program, passes, names=name_of, isolation=False)
-    seconds = time.perf_counter() - start
+    after, steps = apply(program, passes, names=name_of, isolation=False)
     sizes = {size.name: {"P": 0}.get(size.name, 1) for size in after.sizes}
     flops = total(costs(after, sizes).values()).flops
 
     def logits(window: Tensor) -> Tensor:
         return after.run(**_inputs(after, window[None]))["logits"][0]
 
-    return Made(logits, parameters(after), flops // 2, seconds)
+    return Made(logits, parameters(after), flops // 2, sum(step.seconds for step in steps))
 
 
 def torchpruning(method: str, ratio: float, model: str, tokens: Tensor) -> Made:
