@@ -132,6 +132,10 @@ def torchpruning(method: str, ratio: float, model: str, tokens: Tensor) -> Made:
                 for rows in tokens:
                     loaded(input_ids=rows[None])
         pruner.step()
+        for layer in loaded.model.layers:  # which the pruner, of weights alone, knows nothing of
+            attention = layer.self_attn
+            shared = attention.q_proj.out_features // attention.k_proj.out_features
+            attention.num_key_value_groups = shared
     seconds = time.perf_counter() - start
     table, head = loaded.get_input_embeddings(), loaded.get_output_embeddings()
     if torch.equal(table.weight, head.weight):  # pruning gives each a tensor of its own
