@@ -64,9 +64,9 @@ def forms_of(program: Program, original: Program) -> dict[str, Form]:
     """How each quantized layer is quantized, by its weight's name.
 
     Raises:
-        NotExpressible: if a weight is read by anything but a linear layer, or was stored
-            transposed, since only modules of class Linear are decompressed on loading; if it is a
-            stack of experts; or if the formats have no words for how inputs are rounded.
+        NotExpressible: if a weight, other than a stack of experts, is read by anything but a linear
+            layer, or was stored transposed, since only modules of class Linear are decompressed on
+            loading; or if the formats have no words for how inputs are rounded.
     """
     plain = {
         str(node.target)
@@ -76,11 +76,9 @@ def forms_of(program: Program, original: Program) -> dict[str, Form]:
     forms = {}
     for node in program.nodes(dequantize):
         name, tensor = QuantizedTensor.read_by(node, program.tensors)
-        if len(tensor.shape) > 2:
-            raise NotExpressible(
-                f"{name} is quantized, and holds the weights of several experts; such a stack is "
-                'written in floating point only. Name it under ignore ("*.experts.*").'
-            )
+        if len(tensor.shape) > 2:  # a stack, of which the layout of files tells more
+            forms[name] = Form(tensor.scheme)
+            continue
         if name not in plain or not name.endswith(".weight"):
             raise NotExpressible(
                 f"{name} is quantized, and not (only) the weight of a module of class Linear; the "
@@ -130,34 +128,30 @@ def read_by_quantized(program: Program) -> set[str]:
     }
 
 
-def parts_of(program: Program, forms: Mapping[str, Form]) -> dict[str, dict[str, Tensor]]:
-    """What the formats store of each quantized layer, by weight and then by name in the module."""
-    parts = {}
-    for node in program.nodes(dequantize):
-        name, tensor = QuantizedTensor.read_by(node, program.tensors)
-        (reader, *_) = node.users
-        scale = _static_scale(reader, program)
-        parts[name] = _weight(tensor, packed=forms[name].format == "pack-quantized")
-        # Layers that read one value share its scale; files hold one tensor for each.
-        parts[name] |= {} if scale is None else {"input_scale": scale.reshape(1).clone()}
-    return parts
+def parts_of(tensor: QuantizedTensor, form: Form, scale: Tensor | None) -> dict[str, Tensor]:
+    """What a module of class Linear stores of its weight and of the scale of what it reads."""
+    parts = _weight(tensor, form.format)
+    # Layers that read one value share its scale; files hold one tensor for each.
+    return parts if scale is None else parts | {"input_scale": scale.reshape(1).clone()}
 
 
-def _weight(tensor: QuantizedTensor, *, packed: bool) -> dict[str, Tensor]:
-    if tensor.scheme.bits in WRITTEN_BITS:
-        tensor = tensor.widened(WRITTEN_BITS[tensor.scheme.bits][0])
-    if packed:
-        shape = {"weight_shape": torch.tensor(tensor.shape)}
-        return {f"weight{suffix}": part for suffix, part in tensor.tensors.items()} | shape
-    plain = {"weight": tensor.codes, "weight_scale": tensor.scale}
-    return plain if tensor.zeros is None else plain | {"weight_zero_point": tensor.zeros}
-
-
-def _static_scale(reader: fx.Node, program: Program) -> Tensor | None:
+def input_scale(weight: fx.Node, program: Program) -> Tensor | None:
+    """The static scale of what the readers of a quantized weight read beside it, if it has one."""
+    reader, *_ = weight.users
     rounded: Any = reader.args[0]
     if rounded.target is not fake_quantize or rounded.args[1] is None:
         return None
     return program.tensors[str(rounded.args[1].target)]
+
+
+def _weight(tensor: QuantizedTensor, form: str) -> dict[str, Tensor]:
+    if tensor.scheme.bits in WRITTEN_BITS:
+        tensor = tensor.widened(WRITTEN_BITS[tensor.scheme.bits][0])
+    packed = {f"weight{suffix}": part for suffix, part in tensor.tensors.items()}
+    if form == "pack-quantized":
+        return packed | {"weight_shape": torch.tensor(tensor.shape)}
+    plain = {"weight": tensor.codes, "weight_scale": tensor.scale}
+    return plain if tensor.zeros is None else plain | {"weight_zero_point": tensor.zeros}
 
 
 def notes(forms: Mapping[str, Form]) -> tuple[str, ...]:
@@ -173,12 +167,12 @@ def config_of(forms: Mapping[str, Form], dense: list[str]) -> dict[str, Any]:
     """What tells a loader which layers are quantized, and how: `quantization_config`.
 
     Args:
-        forms: of the quantized layers, by weight.
-        dense: modules with weights that stay as they are.
+        forms: by what names the modules: a name, or a pattern for those of experts.
+        dense: what names modules with weights that stay as they are.
     """
     groups: dict[Form, list[str]] = {}
     for name, form in forms.items():
-        groups.setdefault(form, []).append(name.removesuffix(".weight"))
+        groups.setdefault(form, []).append(name)
     # With one scheme, the class is the target and the rest is ignored, which is how vLLM finds
     # the parts of fused layers; with several, each layer is named.
     alone = len(groups) == 1
