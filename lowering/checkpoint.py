@@ -109,7 +109,9 @@ def write_checkpoint(
     copy_companions(original.source, folder)
     paths = tuple(folder / name for name in written.filename_to_tensors)
     nbytes = sum(path.stat().st_size for path in paths)
-    return CheckpointFiles(paths, nbytes, (*notes(quantized), *layout.notes(quantized)))
+    return CheckpointFiles(
+        paths, nbytes, (*notes(quantized, _dtype(program)), *layout.notes(quantized))
+    )
 
 
 def _check_stacks(program: Program) -> None:

@@ -23,6 +23,12 @@ ASYMMETRIC = (
     "Symmetric schemes load, and so does one asymmetric scheme alone."
 )
 
+IN_BFLOAT16 = (
+    "transformers multiplies MXFP4 of experts, and beside a second scheme, out in bfloat16 (with "
+    "compressed-tensors 0.20), which layers of another dtype do not take, and experts compute in: "
+    "cast the model to bfloat16. Layers in MXFP4 alone load in any dtype."
+)
+
 WRITTEN_BITS = {
     1: (
         2,
@@ -55,6 +61,8 @@ class Form:
     @property
     def format(self) -> str:
         """The format's name: weights alone are packed, those whose inputs are rounded are not."""
+        if self.weight.microscaled:
+            return "mxfp4-pack-quantized"
         if self.weight.floating:
             return "naive-quantized" if self.inputs is None else "float-quantized"
         return "pack-quantized" if self.inputs is None else "int-quantized"
@@ -101,7 +109,8 @@ def _inputs(name: str, weight: QuantScheme, readers: Iterable[fx.Node]) -> Activ
     if len(found) > 1:
         raise NotExpressible(f"{name} is read by layers whose inputs are rounded differently.")
     (inputs,) = found
-    if inputs is not None and weight.floating == (inputs.dtype == INT8):
+    fits = inputs is None or weight.floating != (inputs.dtype == INT8)
+    if inputs is not None and (weight.microscaled or not fits):
         raise NotExpressible(
             f"{name} is {weight} and its input {inputs}; the compressed-tensors formats have "
             "integers on both sides, or 8-bit floats."
@@ -148,19 +157,28 @@ def _weight(tensor: QuantizedTensor, form: str) -> dict[str, Tensor]:
     if tensor.scheme.bits in WRITTEN_BITS:
         tensor = tensor.widened(WRITTEN_BITS[tensor.scheme.bits][0])
     packed = {f"weight{suffix}": part for suffix, part in tensor.tensors.items()}
+    if form == "mxfp4-pack-quantized":
+        return packed
     if form == "pack-quantized":
         return packed | {"weight_shape": torch.tensor(tensor.shape)}
     plain = {"weight": tensor.codes, "weight_scale": tensor.scale}
     return plain if tensor.zeros is None else plain | {"weight_zero_point": tensor.zeros}
 
 
-def notes(forms: Mapping[str, Form]) -> tuple[str, ...]:
-    """What the user should know about loading these."""
+def notes(forms: Mapping[str, Form], dtype: str) -> tuple[str, ...]:
+    """What the user should know about loading these, in a model of a dtype."""
     kinds = set(forms.values())
     packed = [form for form in kinds if form.format == "pack-quantized"]
     mixed = len(kinds) > 1 and not all(form.weight.symmetric for form in packed)
     widened = sorted({form.weight.bits for form in kinds} & set(WRITTEN_BITS))
-    return (ASYMMETRIC,) * mixed + tuple(WRITTEN_BITS[bits][1] for bits in widened)
+    experts = not all(name.endswith(".weight") for name in forms)
+    small = any(form.weight.microscaled for form in kinds) and dtype != "bfloat16"
+    narrow = small and (experts or len(kinds) > 1)
+    return (
+        (ASYMMETRIC,) * mixed
+        + (IN_BFLOAT16,) * narrow
+        + tuple(WRITTEN_BITS[bits][1] for bits in widened)
+    )
 
 
 def config_of(forms: Mapping[str, Form], dense: list[str]) -> dict[str, Any]:
@@ -202,6 +220,7 @@ def config_of(forms: Mapping[str, Form], dense: list[str]) -> dict[str, Any]:
 
 
 def _weight_arguments(scheme: QuantScheme) -> dict[str, Any]:
+    exponents = {"scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
     return {
         "num_bits": WRITTEN_BITS.get(scheme.bits, (scheme.bits,))[0],
         "type": "float" if scheme.floating else "int",
@@ -209,6 +228,7 @@ def _weight_arguments(scheme: QuantScheme) -> dict[str, Any]:
         "strategy": "channel" if scheme.group_size is None else "group",
         "group_size": scheme.group_size,
         "dynamic": False,
+        **(exponents if scheme.microscaled else {}),
     }
 
 

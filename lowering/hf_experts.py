@@ -174,7 +174,8 @@ def _check(
                 f"{name} holds experts in {stack.scheme}; transformers and vLLM read experts "
                 f"without zero points only. Make the scheme symmetric. Or: {REMEDY}"
             )
-        if stack.scheme.floating and stack.scheme.group_size is not None:
+        plain = not stack.scheme.floating or stack.scheme.microscaled
+        if not plain and stack.scheme.group_size is not None:
             raise NotExpressible(
                 f"{name} holds experts in {stack.scheme}; transformers reads experts in fp8 with "
                 f"one scale a row only. Set group_size to null. Or: {REMEDY}"

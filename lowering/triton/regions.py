@@ -56,6 +56,11 @@ ACTIVATIONS: dict[Any, str] = {
 NIBBLE = 4
 """Bits of the widest codes of which two lie in a byte."""
 
+WIDENED_FLOATS = (
+    "weights in MXFP4 lie in memory as 8-bit integers, which stand for the same numbers: no kernel "
+    "reads 4-bit floats."
+)
+
 
 def replaced(program: Program, *, bitwise: bool) -> tuple[Program, tuple[str, ...]]:
     """A program whose regions are calls of generated kernels, and what did not become one.
@@ -113,8 +118,9 @@ class _Regions:
         if node.target is not aten.linear.default or not is_weight(node.args[1]):
             return None
         _, weight = QuantizedTensor.read_by(node_of(node.args[1]), self._edit.tensors)
-        floating = weight.scheme.floating
-        if weight.zero_point is not None or floating != (scheme.dtype == FP8):
+        if weight.zero_point is not None or weight.scheme.microscaled:
+            return None
+        if weight.scheme.floating != (scheme.dtype == FP8):
             return None
         try:
             return _codes_spec(weight, dtype_of(node)), weight
@@ -139,6 +145,9 @@ class _Regions:
             self.notes.append(f"{name} is multiplied by torch: {error}")
 
     def _weight_only(self, node: fx.Node, name: str, weight: QuantizedTensor) -> None:
+        if weight.scheme.microscaled:
+            self.notes += [WIDENED_FLOATS] if WIDENED_FLOATS not in self.notes else []
+            weight = weight.as_integers()
         if len(weight.shape) != 2 or weight.scheme.floating:
             raise NoKernel(f"no kernel multiplies by {weight.scheme} without rounded activations.")
         if weight.scheme.bits not in SLICES:
