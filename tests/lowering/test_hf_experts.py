@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.utils import TensorStateDict
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -41,7 +42,8 @@ def model(kind: str) -> transformers.PreTrainedModel:
     config = transformers.AutoConfig.for_model(kind, **shared, **MODELS[kind], num_hidden_layers=1)
     torch.manual_seed(0)
     built: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config)
-    return built.eval()
+    built.eval()
+    return built
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +89,19 @@ def test_the_formats_own_package_reads_each_expert(mixtral: Program, tmp_path: P
     (path,) = write_checkpoint(program, mixtral, tmp_path).paths
     stored, whole = load_file(path), stacks(program)
     _, (scheme,) = quantization_of(tmp_path)
-    read = BaseCompressor.get_value_from_registry(scheme.format)
+    read = BaseCompressor.get_value_from_registry("pack-quantized")
     home = "model.layers.0.mlp.experts"
     for expert in range(5):
         first, third = whole[f"{home}.gate_up_proj"][expert].chunk(2)
         second = whole[f"{home}.down_proj"][expert]
         for name, expected in {"w1": first, "w2": second, "w3": third}.items():
             module = f"model.layers.0.block_sparse_moe.experts.{expert}.{name}."
-            held = {k.removeprefix(module): v for k, v in stored.items() if module in k}
+            held: TensorStateDict = {
+                k.removeprefix(module): v for k, v in stored.items() if module in k
+            }
             assert held.keys() == {"weight_packed", "weight_scale", "weight_shape"}
             weight = read.decompress(held, scheme)["weight"]
+            assert weight is not None
             torch.testing.assert_close(weight, expected)
 
 

@@ -13,6 +13,7 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8
 from compressed_tensors.quantization import preset_name_to_scheme
 from compressed_tensors.quantization.utils.fp4_utils import cast_to_fp4
+from compressed_tensors.utils import TensorStateDict
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -160,9 +161,12 @@ def test_transformers_loads_it(llama: Program, tmp_path: Path) -> None:
     stored = load_file(files.paths[0])
     read = BaseCompressor.get_value_from_registry("mxfp4-pack-quantized")
     for name, weight in weights(llama).items():
-        parts = {k.removeprefix(name[:-6]): v for k, v in stored.items() if name in k}
+        parts: TensorStateDict = {
+            k.removeprefix(name[:-6]): v for k, v in stored.items() if name in k
+        }
         assert parts.keys() == {"weight_packed", "weight_scale"}
         whole = read.decompress(parts, group)["weight"]
+        assert whole is not None
         assert torch.equal(whole.float(), weight.dequantize())
 
 
