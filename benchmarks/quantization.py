@@ -116,7 +116,7 @@ def run(python: str, *arguments: str) -> dict[str, Any]:
     """What the driver's last line says; its other output goes to the error stream."""
     environment = {"GPTQMODEL_CPU_WORKERS": "2", **os.environ}  # it takes one core for two threads
     done = subprocess.run(
-        [python, "-P", str(DRIVER), *arguments],  # files beside it are named as packages are
+        [python, "-P", str(DRIVER), *arguments],  # no file beside it stands in for a package
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -3,8 +3,9 @@
 The layout is `pack-quantized` of compressed-tensors, which vLLM and transformers load: the weight
 `X.weight` becomes the tensors `X.weight_packed`, `X.weight_scale` and, for asymmetric schemes,
 `X.weight_zero_point`, so writing a checkpoint is writing a program's tensors. Codes that are
-floating-point numbers (FP8) are stored as such. In a graph the tensors are read through
-`planish::dequantize`, whose result an ordinary operator consumes.
+floating-point numbers of 8 bits (FP8) are stored as such, those of 4 bits (MXFP4) two to a byte.
+In a graph the tensors are read through `planish::dequantize`, whose result an ordinary operator
+consumes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, fx
 from torch.library import Library
 from torch.nn import functional
 
+from planish.ir import microscaling
 from planish.ir.edit import Edit
 
 WORD = 32
@@ -36,13 +38,13 @@ PER_ROW = -1
 class QuantScheme:
     """How the numbers of a tensor are rounded to codes: value = (code - zero point) · scale.
 
-    Codes are integers, or floating-point numbers of 8 bits (E4M3). Codes and zero points are
-    signed: from `low` to `high`. A group is a run of neighbours along the last dimension, the
-    input features of a linear layer; it has one scale. Codes of 1 bit are -1 and 1, without a
-    zero point: 0 is no code.
+    Codes are integers, or floating-point numbers of 8 bits (E4M3) or of 4 (E2M1, whose scales are
+    powers of two: MXFP4). Codes and zero points are signed: from `low` to `high`. A group is a run
+    of neighbours along the last dimension, the input features of a linear layer; it has one scale.
+    Codes of 1 bit are -1 and 1, without a zero point: 0 is no code.
 
     Attributes:
-        bits: of one code, 1 to 8; 8 if floating.
+        bits: of one code, 1 to 8; 8 or 4 if floating, and then of groups of 32.
         group_size: the numbers in a group; None for one group a row (per-channel).
         symmetric: whether every zero point is 0 and none is stored; true if floating.
         floating: whether codes are floating-point numbers.
@@ -54,6 +56,11 @@ class QuantScheme:
     floating: bool = False
 
     @property
+    def microscaled(self) -> bool:
+        """Whether it is MXFP4 (`planish.ir.microscaling`)."""
+        return self.floating and self.bits == 4
+
+    @property
     def low(self) -> float:
         """The smallest code."""
         return -self.high if self.floating else -(1 << (self.bits - 1))
@@ -62,13 +69,17 @@ class QuantScheme:
     def high(self) -> float:
         """The largest code."""
         if self.floating:
-            return torch.finfo(FP8).max
+            return microscaling.LARGEST if self.microscaled else torch.finfo(FP8).max
         return 1 if self.bits == 1 else (1 << (self.bits - 1)) - 1
 
     @property
     def dtype(self) -> torch.dtype:
-        """What codes are before they are packed."""
+        """What codes are before they are packed; 8 bits hold floats of 4 bits exactly."""
         return FP8 if self.floating else torch.int8
+
+    def scale_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What scales are rounded to for a tensor of a dtype; powers of two need no rounding."""
+        return torch.float32 if self.microscaled else dtype
 
     def groups(self, width: int) -> int:
         """How many groups a row of `width` numbers has; the group size must divide the width."""
@@ -94,6 +105,8 @@ class QuantScheme:
 
     def rounded_(self, codes: Tensor) -> Tensor:
         """Round numbers to the nearest codes, in place; they stay in floating point."""
+        if self.microscaled:
+            return microscaling.round_(codes)
         if self.floating:
             return codes.copy_(codes.clamp_(self.low, self.high).to(FP8))
         if self.bits == 1:
@@ -104,7 +117,7 @@ class QuantScheme:
         """The scheme in words: `int4 symmetric, groups of 64`."""
         extent = "per channel" if self.group_size is None else f"groups of {self.group_size}"
         if self.floating:
-            return f"fp8 (E4M3), {extent}"
+            return f"{'mxfp4 (E2M1)' if self.microscaled else 'fp8 (E4M3)'}, {extent}"
         if self.bits == 1:
             return f"binary, {extent}"
         return f"int{self.bits} {'symmetric' if self.symmetric else 'asymmetric'}, {extent}"
@@ -170,6 +183,9 @@ def _dequantize(
     shape: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
+    if packed.dtype == torch.uint8:
+        blocks: Tensor = microscaling.unpack(packed).unflatten(-1, (-1, microscaling.BLOCK))
+        return (blocks * microscaling.powers_of(scale).unsqueeze(-1)).flatten(-2).to(dtype)
     stored = packed if packed.is_floating_point() else _unpacked(packed, bits, shape[-1])
     codes = stored.to(scale.dtype)
     grouped: Tensor = codes.unflatten(-1, (scale.shape[-1], -1))
@@ -203,7 +219,8 @@ dequantize = torch.ops.planish.dequantize.default
 """`dequantize(packed i32 [..., N, W] or f8 [..., N, K], scale [..., N, G], zero_point i32
 [..., Z, G]?, bits, group_size, shape [..., N, K], dtype)`: (code - zero point) · scale, computed in
 the scale's dtype as compressed-tensors does, then cast. Zero points are packed along the rows. A
-`group_size` of `PER_ROW` means one group a row."""
+`group_size` of `PER_ROW` means one group a row. MXFP4 is `packed u8 [..., N, K/2]` with exponents,
+`scale u8 [..., N, G]`, and exact in float32."""
 
 
 @dataclass(frozen=True)
@@ -214,8 +231,9 @@ class QuantizedTensor:
         scheme: how it was rounded.
         shape: of the tensor it stands for, [..., N, K].
         dtype: of the tensor it stands for.
-        packed: codes, int32 [..., N, ⌈K · bits / 32⌉]; float8_e4m3fn [..., N, K] if floating.
-        scale: [..., N, G].
+        packed: codes, int32 [..., N, ⌈K · bits / 32⌉]; float8_e4m3fn [..., N, K] if floating, in
+            4 bits uint8 [..., N, K/2].
+        scale: [..., N, G]; of MXFP4 exponents, uint8 (E8M0).
         zero_point: int32 [..., ⌈N · bits / 32⌉, G] for asymmetric schemes, packed along the rows.
     """
 
@@ -236,6 +254,9 @@ class QuantizedTensor:
         zero_point: Tensor | None = None,
     ) -> QuantizedTensor:
         """Pack codes [..., N, K] and, if there are any, zero points int8 [..., N, G]."""
+        if scheme.microscaled:
+            packed, exponents = microscaling.pack(codes), microscaling.exponents_of(scale)
+            return cls(scheme, tuple(codes.shape), dtype, packed, exponents)
         zeros = None
         if zero_point is not None:
             zeros = pack(zero_point.transpose(-1, -2), scheme.bits).transpose(-1, -2).contiguous()
@@ -251,11 +272,11 @@ class QuantizedTensor:
     @property
     def codes(self) -> Tensor:
         """The codes as they are, [..., N, K]: int8, or float8_e4m3fn if floating."""
-        return (
-            self.packed
-            if self.scheme.floating
-            else _unpacked(self.packed, self.scheme.bits, self.shape[-1])
-        )
+        if self.scheme.microscaled:
+            return microscaling.unpack(self.packed).to(self.scheme.dtype)
+        if self.scheme.floating:
+            return self.packed
+        return _unpacked(self.packed, self.scheme.bits, self.shape[-1])
 
     @property
     def zeros(self) -> Tensor | None:
@@ -292,6 +313,17 @@ class QuantizedTensor:
         scheme = replace(self.scheme, bits=bits)
         return self.from_codes(scheme, self.dtype, self.codes, self.scale, self.zeros)
 
+    def as_integers(self) -> QuantizedTensor:
+        """The same numbers in codes for which there are kernels: MXFP4 in int8, others as they are.
+
+        Elements of MXFP4 are halves of integers up to 12.
+        """
+        if not self.scheme.microscaled:
+            return self
+        codes = (microscaling.unpack(self.packed) * 2).to(torch.int8)
+        halved = (microscaling.powers_of(self.scale) / 2).to(self.dtype)
+        return self.from_codes(QuantScheme(8, microscaling.BLOCK), self.dtype, codes, halved)
+
     def dequantize(self) -> Tensor:
         """The tensor it stands for."""
         value: Tensor = dequantize(self.packed, self.scale, self.zero_point, *self.arguments)
@@ -324,7 +356,7 @@ class QuantizedTensor:
             bits=bits,  # type: ignore[arg-type]
             group_size=None if group_size == PER_ROW else group_size,  # type: ignore[arg-type]
             symmetric=zero_point is None,
-            floating=tensors[str(packed.target)].is_floating_point(),  # type: ignore[union-attr]
+            floating=tensors[str(packed.target)].dtype in {FP8, torch.uint8},  # type: ignore[union-attr]
         )
         name = str(packed.target).removesuffix("_packed")  # type: ignore[union-attr]
         return name, QuantizedTensor(scheme, tuple(shape), dtype, *stored)  # type: ignore[arg-type]

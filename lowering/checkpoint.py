@@ -28,12 +28,14 @@ from planish.lowering.compressed_tensors import (
     NotExpressible,
     config_of,
     forms_of,
+    input_scale,
     notes,
     parts_of,
     read_by_quantized,
 )
 from planish.lowering.hf_config import Sought, check_outputs, configs_for, with_epsilon
 from planish.lowering.hf_depth import shortened
+from planish.lowering.hf_experts import Layout, layout_of
 
 SHARD = 5_000_000_000
 """Bytes of tensors that one file holds at most; transformers' own default."""
@@ -93,8 +95,9 @@ def write_checkpoint(
     _check_stacks(program)
     program, original = shortened(program, original)
     quantized = forms_of(program, original)
+    layout = layout_of(program, original)
     config = _sized(program, original, quantized)
-    tensors = _stored(program, original, quantized)
+    tensors = _stored(program, original, quantized, layout)
     written = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard)
     for name, members in written.filename_to_tensors.items():
         shard = {member: tensors[member].contiguous() for member in members}
@@ -102,11 +105,13 @@ def write_checkpoint(
     if written.is_sharded:
         index = {"metadata": written.metadata, "weight_map": written.tensor_to_filename}
         _write_json(folder / INDEX, index)
-    _write_json(folder / "config.json", _config(program, config, quantized))
+    _write_json(folder / "config.json", _config(program, config, quantized, layout))
     copy_companions(original.source, folder)
     paths = tuple(folder / name for name in written.filename_to_tensors)
     nbytes = sum(path.stat().st_size for path in paths)
-    return CheckpointFiles(paths, nbytes, notes(quantized))
+    return CheckpointFiles(
+        paths, nbytes, (*notes(quantized, _dtype(program)), *layout.notes(quantized))
+    )
 
 
 def _check_stacks(program: Program) -> None:
@@ -139,19 +144,23 @@ def check_same_model(program: Program, original: Program, quantized: Mapping[str
 
 
 def _stored(
-    program: Program, original: Program, quantized: Mapping[str, Form]
+    program: Program, original: Program, quantized: Mapping[str, Form], layout: Layout
 ) -> dict[str, Tensor]:
     """What goes into the files, by the names there.
 
-    Beside quantized layers, experts keep the stacked form that transformers gives them: it takes
-    experts stored one by one for packed ones.
+    Beside quantized layers, experts that are not keep the stacked form that transformers gives
+    them: it takes experts stored one by one for packed ones.
     """
-    names = original.source.stored_names
+    names = layout.names
     in_graph = {*original.tensors, *original.aliases}
     tensors = {names[name]: tensor for name, tensor in program.tensors.items() if name in names}
-    for name, parts in parts_of(program, quantized).items():
-        module = names[name].removesuffix("weight")
-        tensors |= {module + part: tensor for part, tensor in parts.items()}
+    for node in program.nodes(dequantize):
+        name, tensor = QuantizedTensor.read_by(node, program.tensors)
+        scale = input_scale(node, program)
+        for stored, part in layout.parts(name, tensor):
+            module = stored.removesuffix("weight")
+            held = parts_of(part, quantized[name], scale)
+            tensors |= {module + called: one for called, one in held.items()}
     folder = original.source.folder
     if folder is not None:
         unused = {stored for name, stored in names.items() if name not in in_graph}
@@ -200,28 +209,33 @@ def _multiplied_out(program: Program) -> dict[str, Tensor]:
 
 
 def _config(
-    program: Program, sized: Mapping[str, Any], quantized: Mapping[str, Form]
+    program: Program, sized: Mapping[str, Any], quantized: Mapping[str, Form], layout: Layout
 ) -> dict[str, Any]:
     """A config, with what it lacks where the model never was in a folder."""
     config: dict[str, Any] = {"architectures": [program.source.name], "dtype": _dtype(program)}
     config |= sized
     config.pop("quantization_config", None)  # of a GGUF file, which is multiplied out by now
     if quantized:
-        config["quantization_config"] = config_of(quantized, _dense_layers(program, quantized))
+        forms = {layout.target(name): form for name, form in quantized.items()}
+        dense = layout.ignored(_dense_layers(program, quantized), quantized)
+        config["quantization_config"] = config_of(forms, dense)
     return config
 
 
 def _dtype(program: Program) -> str:
-    """The floating-point dtype that most of a program's bytes are in, as configs name it."""
+    """The floating-point dtype that most of a program's bytes are in, as configs name it.
+
+    Numbers of 8 bits are codes, in which nothing is computed.
+    """
     sizes: Counter[torch.dtype] = Counter()
     for tensor in program.tensors.values():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and tensor.itemsize > 1:
             sizes[tensor.dtype] += tensor.nbytes
     return str(max(sizes, key=sizes.__getitem__)).removeprefix("torch.")
 
 
 def _dense_layers(program: Program, quantized: Mapping[str, Form]) -> list[str]:
-    """The modules whose weights are matrices and stay as they are; embeddings do no harm."""
+    """The weights of modules that are matrices and stay as they are; embeddings do no harm."""
     matrices = {
         name
         for name in {*program.source.stored_names, *program.aliases}
@@ -233,7 +247,7 @@ def _dense_layers(program: Program, quantized: Mapping[str, Form]) -> list[str]:
         str(node.args[0].target)  # type: ignore[union-attr]
         for node in program.nodes(aten.embedding.default)
     }
-    return sorted(name.removesuffix(".weight") for name in matrices - flat - embeddings)
+    return sorted(matrices - flat - embeddings)
 
 
 def copy_companions(source: Source, folder: Path) -> None:

@@ -23,6 +23,12 @@ ASYMMETRIC = (
     "Symmetric schemes load, and so does one asymmetric scheme alone."
 )
 
+IN_BFLOAT16 = (
+    "transformers multiplies MXFP4 of experts, and beside a second scheme, out in bfloat16 (with "
+    "compressed-tensors 0.20), which layers of another dtype do not take, and experts compute in: "
+    "cast the model to bfloat16. Layers in MXFP4 alone load in any dtype."
+)
+
 WRITTEN_BITS = {
     1: (
         2,
@@ -55,6 +61,8 @@ class Form:
     @property
     def format(self) -> str:
         """The format's name: weights alone are packed, those whose inputs are rounded are not."""
+        if self.weight.microscaled:
+            return "mxfp4-pack-quantized"
         if self.weight.floating:
             return "naive-quantized" if self.inputs is None else "float-quantized"
         return "pack-quantized" if self.inputs is None else "int-quantized"
@@ -64,9 +72,9 @@ def forms_of(program: Program, original: Program) -> dict[str, Form]:
     """How each quantized layer is quantized, by its weight's name.
 
     Raises:
-        NotExpressible: if a weight is read by anything but a linear layer, or was stored
-            transposed, since only modules of class Linear are decompressed on loading; if it is a
-            stack of experts; or if the formats have no words for how inputs are rounded.
+        NotExpressible: if a weight, other than a stack of experts, is read by anything but a linear
+            layer, or was stored transposed, since only modules of class Linear are decompressed on
+            loading; or if the formats have no words for how inputs are rounded.
     """
     plain = {
         str(node.target)
@@ -76,11 +84,9 @@ def forms_of(program: Program, original: Program) -> dict[str, Form]:
     forms = {}
     for node in program.nodes(dequantize):
         name, tensor = QuantizedTensor.read_by(node, program.tensors)
-        if len(tensor.shape) > 2:
-            raise NotExpressible(
-                f"{name} is quantized, and holds the weights of several experts; such a stack is "
-                'written in floating point only. Name it under ignore ("*.experts.*").'
-            )
+        if len(tensor.shape) > 2:  # a stack, of which the layout of files tells more
+            forms[name] = Form(tensor.scheme)
+            continue
         if name not in plain or not name.endswith(".weight"):
             raise NotExpressible(
                 f"{name} is quantized, and not (only) the weight of a module of class Linear; the "
@@ -103,7 +109,8 @@ def _inputs(name: str, weight: QuantScheme, readers: Iterable[fx.Node]) -> Activ
     if len(found) > 1:
         raise NotExpressible(f"{name} is read by layers whose inputs are rounded differently.")
     (inputs,) = found
-    if inputs is not None and weight.floating == (inputs.dtype == INT8):
+    fits = inputs is None or weight.floating != (inputs.dtype == INT8)
+    if inputs is not None and (weight.microscaled or not fits):
         raise NotExpressible(
             f"{name} is {weight} and its input {inputs}; the compressed-tensors formats have "
             "integers on both sides, or 8-bit floats."
@@ -130,55 +137,60 @@ def read_by_quantized(program: Program) -> set[str]:
     }
 
 
-def parts_of(program: Program, forms: Mapping[str, Form]) -> dict[str, dict[str, Tensor]]:
-    """What the formats store of each quantized layer, by weight and then by name in the module."""
-    parts = {}
-    for node in program.nodes(dequantize):
-        name, tensor = QuantizedTensor.read_by(node, program.tensors)
-        (reader, *_) = node.users
-        scale = _static_scale(reader, program)
-        parts[name] = _weight(tensor, packed=forms[name].format == "pack-quantized")
-        # Layers that read one value share its scale; files hold one tensor for each.
-        parts[name] |= {} if scale is None else {"input_scale": scale.reshape(1).clone()}
-    return parts
+def parts_of(tensor: QuantizedTensor, form: Form, scale: Tensor | None) -> dict[str, Tensor]:
+    """What a module of class Linear stores of its weight and of the scale of what it reads."""
+    parts = _weight(tensor, form.format)
+    # Layers that read one value share its scale; files hold one tensor for each.
+    return parts if scale is None else parts | {"input_scale": scale.reshape(1).clone()}
 
 
-def _weight(tensor: QuantizedTensor, *, packed: bool) -> dict[str, Tensor]:
-    if tensor.scheme.bits in WRITTEN_BITS:
-        tensor = tensor.widened(WRITTEN_BITS[tensor.scheme.bits][0])
-    if packed:
-        shape = {"weight_shape": torch.tensor(tensor.shape)}
-        return {f"weight{suffix}": part for suffix, part in tensor.tensors.items()} | shape
-    plain = {"weight": tensor.codes, "weight_scale": tensor.scale}
-    return plain if tensor.zeros is None else plain | {"weight_zero_point": tensor.zeros}
-
-
-def _static_scale(reader: fx.Node, program: Program) -> Tensor | None:
+def input_scale(weight: fx.Node, program: Program) -> Tensor | None:
+    """The static scale of what the readers of a quantized weight read beside it, if it has one."""
+    reader, *_ = weight.users
     rounded: Any = reader.args[0]
     if rounded.target is not fake_quantize or rounded.args[1] is None:
         return None
     return program.tensors[str(rounded.args[1].target)]
 
 
-def notes(forms: Mapping[str, Form]) -> tuple[str, ...]:
-    """What the user should know about loading these."""
+def _weight(tensor: QuantizedTensor, form: str) -> dict[str, Tensor]:
+    if tensor.scheme.bits in WRITTEN_BITS:
+        tensor = tensor.widened(WRITTEN_BITS[tensor.scheme.bits][0])
+    packed = {f"weight{suffix}": part for suffix, part in tensor.tensors.items()}
+    if form == "mxfp4-pack-quantized":
+        return packed
+    if form == "pack-quantized":
+        return packed | {"weight_shape": torch.tensor(tensor.shape)}
+    plain = {"weight": tensor.codes, "weight_scale": tensor.scale}
+    return plain if tensor.zeros is None else plain | {"weight_zero_point": tensor.zeros}
+
+
+def notes(forms: Mapping[str, Form], dtype: str) -> tuple[str, ...]:
+    """What the user should know about loading these, in a model of a dtype."""
     kinds = set(forms.values())
     packed = [form for form in kinds if form.format == "pack-quantized"]
     mixed = len(kinds) > 1 and not all(form.weight.symmetric for form in packed)
     widened = sorted({form.weight.bits for form in kinds} & set(WRITTEN_BITS))
-    return (ASYMMETRIC,) * mixed + tuple(WRITTEN_BITS[bits][1] for bits in widened)
+    experts = not all(name.endswith(".weight") for name in forms)
+    small = any(form.weight.microscaled for form in kinds) and dtype != "bfloat16"
+    narrow = small and (experts or len(kinds) > 1)
+    return (
+        (ASYMMETRIC,) * mixed
+        + (IN_BFLOAT16,) * narrow
+        + tuple(WRITTEN_BITS[bits][1] for bits in widened)
+    )
 
 
 def config_of(forms: Mapping[str, Form], dense: list[str]) -> dict[str, Any]:
     """What tells a loader which layers are quantized, and how: `quantization_config`.
 
     Args:
-        forms: of the quantized layers, by weight.
-        dense: modules with weights that stay as they are.
+        forms: by what names the modules: a name, or a pattern for those of experts.
+        dense: what names modules with weights that stay as they are.
     """
     groups: dict[Form, list[str]] = {}
     for name, form in forms.items():
-        groups.setdefault(form, []).append(name.removesuffix(".weight"))
+        groups.setdefault(form, []).append(name)
     # With one scheme, the class is the target and the rest is ignored, which is how vLLM finds
     # the parts of fused layers; with several, each layer is named.
     alone = len(groups) == 1
@@ -208,6 +220,7 @@ def config_of(forms: Mapping[str, Form], dense: list[str]) -> dict[str, Any]:
 
 
 def _weight_arguments(scheme: QuantScheme) -> dict[str, Any]:
+    exponents = {"scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
     return {
         "num_bits": WRITTEN_BITS.get(scheme.bits, (scheme.bits,))[0],
         "type": "float" if scheme.floating else "int",
@@ -215,6 +228,7 @@ def _weight_arguments(scheme: QuantScheme) -> dict[str, Any]:
         "strategy": "channel" if scheme.group_size is None else "group",
         "group_size": scheme.group_size,
         "dynamic": False,
+        **(exponents if scheme.microscaled else {}),
     }
 
 

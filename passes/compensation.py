@@ -171,11 +171,15 @@ def revisited(rounding: Rounding, curvature: Curvature) -> Rounding:
 def fitted(rounding: Rounding, curvature: Curvature, dtype: torch.dtype) -> Rounding:
     """The scales with the least output error for the codes as they are, by least squares.
 
+    Those of MXFP4 stay: of powers of two no other is near.
+
     Args:
         rounding: of a matrix.
         curvature: of the inputs.
         dtype: in which scales are stored.
     """
+    if rounding.scheme.microscaled:
+        return rounding
     place = curvature.order.argsort()
     moments = curvature.moments[place][:, place]
     codes = rounding.scheme.grouped(rounding.codes) - rounding.zeros.unsqueeze(-1)  # [N, G, S]

@@ -42,8 +42,9 @@ class Format:
     type: Annotated[
         Literal["int", "float"],
         Field(
-            description="Whether codes are integers or floating-point numbers: 8 bits and "
-            "symmetric, as E4M3 (FP8)."
+            description="Whether codes are integers or floating-point numbers: of 8 bits, as E4M3 "
+            "(FP8), or of 4 bits in groups of 32, as E2M1 with powers of two for scales (MXFP4). "
+            "Those are symmetric."
         ),
     ] = "int"
 
@@ -51,8 +52,13 @@ class Format:
     @classmethod
     def _has_such_floats(cls, value: str, info: ValidationInfo) -> str:
         given = info.data
-        if value == "float" and (given.get("bits") != 8 or not given.get("symmetric")):
-            raise ValueError("floating-point codes have 8 bits and are symmetric (FP8, E4M3).")
+        fp8 = given.get("bits") == 8
+        mxfp4 = given.get("bits") == 4 and given.get("group_size") == 32
+        if value == "float" and not (given.get("symmetric") and (fp8 or mxfp4)):
+            raise ValueError(
+                "floating-point codes have 8 bits (FP8, E4M3) or 4 bits and group_size 32 (MXFP4, "
+                "E2M1), and are symmetric."
+            )
         return value
 
     @property

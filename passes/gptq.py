@@ -32,7 +32,7 @@ from planish.passes.contract import OPTIONS, Contract
 from planish.passes.inputs import samples_of, spread
 from planish.passes.layers import LINEAR, Layer, layers_of
 from planish.passes.quantize_weights import QuantizeWeights, Rounded
-from planish.passes.rounding import FACTORS, parameters, round_to_nearest
+from planish.passes.rounding import factors_of, parameters, round_to_nearest
 from planish.passes.sequential import cross_moments, second_moments, walk
 from planish.passes.work import UNSEEN, Work, as_text, from_text
 
@@ -192,7 +192,7 @@ class Gptq(QuantizeWeights):
     ) -> Rounding:
         """A matrix [N, K], rounded; scales will be stored in `dtype`."""
         weights = scheme.grouped(moments.diagonal()[None])
-        factors = FACTORS if self.clip_search else (1.0,)
+        factors = factors_of(scheme) if self.clip_search else (1.0,)
         start = parameters(scheme.grouped(wide), weights, scheme, factors, dtype)
         rounding = compensated(wide, curvature, scheme, *start)
         for _ in range(self.sweeps):
@@ -204,7 +204,7 @@ def _stored(rounding: Rounding, parts: list[int], dtype: torch.dtype) -> list[Qu
     """What is stored of a rounded matrix, so many rows a tensor."""
     scheme = rounding.scheme
     codes = rounding.codes.to(scheme.dtype).split(parts)
-    scales = rounding.scale.to(dtype).split(parts)
+    scales = rounding.scale.to(scheme.scale_dtype(dtype)).split(parts)
     zeros = rounding.zeros.to(torch.int8).split(parts)
     return [
         QuantizedTensor.from_codes(scheme, dtype, code, scale, None if scheme.symmetric else zero)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from planish.ir import microscaling
 from planish.ir.quant import QuantizedTensor, QuantScheme
 
 FACTORS = tuple(0.75 + step / 40 for step in range(13))
@@ -39,7 +40,7 @@ def round_to_nearest(
         a matrix without data.
     """
     planned = matrix.is_meta  # a tensor without data has nothing to search in, only shapes
-    factors = FACTORS if search and not planned else (1.0,)
+    factors = factors_of(scheme) if search and not planned else (1.0,)
     rows = matrix.detach().flatten(0, -2)
     count = len(rows) if planned else max(1, _CHUNK // rows.shape[-1])
     parts = [_round(part, scheme, factors, squares) for part in rows.split(count)]
@@ -55,6 +56,11 @@ def round_to_nearest(
     return made, float(error)
 
 
+def factors_of(scheme: QuantScheme) -> tuple[float, ...]:
+    """What a search for the scale of a group multiplies the plain one by."""
+    return microscaling.FACTORS if scheme.microscaled else FACTORS
+
+
 def _round(
     rows: Tensor, scheme: QuantScheme, factors: tuple[float, ...], squares: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,7 +69,8 @@ def _round(
     weights = groups.abs() if squares is None else scheme.grouped(squares.float()[None])
     scale, zero_point = parameters(groups, weights, scheme, factors, rows.dtype)
     codes = scheme.nearest(groups, scale, zero_point)
-    return codes.to(scheme.dtype).flatten(-2), scale.to(rows.dtype), zero_point.to(torch.int8)
+    stored = scale.to(scheme.scale_dtype(rows.dtype))
+    return codes.to(scheme.dtype).flatten(-2), stored, zero_point.to(torch.int8)
 
 
 def parameters(
@@ -96,6 +103,9 @@ def _parameters(
     least: Tensor, largest: Tensor, scheme: QuantScheme, factor: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Scales, as they are stored in `dtype`, and zero points for groups of these ranges."""
+    if scheme.microscaled:
+        scale = microscaling.scale_of(torch.maximum(largest, -least), factor)
+        return scale, torch.zeros_like(scale)
     if scheme.floating:
         scale = _storable(torch.maximum(largest, -least) * (factor / scheme.high), dtype)
         return scale, torch.zeros_like(scale)

@@ -29,7 +29,7 @@ def product(b: Builder, x: ir.Value) -> ir.Value | None:
     source = _stack(b.node.args[1])
     if source is None:
         return None
-    name, stack = QuantizedTensor.read_by(source, b.program.tensors)
+    name, stack = quantized.read(b, source)
     parts = _parts(b, name, stack)
     if parts and b.rank(x) == 2:
         return _of_shared_rows(b, x, parts)

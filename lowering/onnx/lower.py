@@ -7,8 +7,10 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from torch import fx
 
 from planish.ir.program import Program
+from planish.ir.quant import QuantizedTensor, dequantize
 from planish.lowering.onnx.model import build
 from planish.lowering.onnx.target import CPU, Target
 
@@ -23,6 +25,11 @@ ROUNDED_ACTIVATIONS = (
     "ONNX Runtime's kernels for packed weights round activations to 8 bits, a block at a time "
     "(MatMulNBits, accuracy level 4), about 0.6% error in each layer: the ONNX model's tokens can "
     "differ from those of the checkpoint, which computes in floating point."
+)
+
+WIDENED_FLOATS = (
+    "weights in MXFP4 are stored as 8-bit integers, which stand for the same numbers and take over "
+    "twice the bytes of the checkpoint: ONNX Runtime's CPU kernels know no 4-bit floats."
 )
 
 
@@ -60,6 +67,8 @@ def lower(
     model, notes = build(program, target)
     if target.accuracy_level == 4 and any(node.op_type == "MatMulNBits" for node in model.graph):
         notes = [*notes, ROUNDED_ACTIVATIONS]
+    if any(_is_microscaled(node, program) for node in program.nodes(dequantize)):
+        notes = [*notes, WIDENED_FLOATS]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MODEL_FILE
     stored = sum(_nbytes(value) for value in model.graph.initializers.values())
@@ -68,6 +77,10 @@ def lower(
     paths = (path, folder / DATA_FILE) if is_large else (path,)
     onnx.checker.check_model(path)
     return OnnxFiles(paths, sum(file.stat().st_size for file in paths), tuple(notes))
+
+
+def _is_microscaled(node: fx.Node, program: Program) -> bool:
+    return QuantizedTensor.read_by(node, program.tensors)[1].scheme.microscaled
 
 
 def _nbytes(value: ir.Value) -> int:

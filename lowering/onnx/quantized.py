@@ -65,6 +65,12 @@ class Blocks:
         return self.columns, self.bits, self.size, self.zeros is None, self.scales.dtype
 
 
+def read(b: Builder, node: fx.Node) -> tuple[str, QuantizedTensor]:
+    """The name and the weight of a node that dequantizes one, in codes that the kernels know."""
+    name, weight = QuantizedTensor.read_by(node, b.program.tensors)
+    return name, weight.as_integers()
+
+
 def blocks(b: Builder, argument: Any, kernel: str) -> Blocks | None:
     """The weight that a node dequantizes, as a kernel of `com.microsoft` reads it.
 
@@ -73,7 +79,7 @@ def blocks(b: Builder, argument: Any, kernel: str) -> Blocks | None:
     """
     if not isinstance(argument, fx.Node) or argument.target is not dequantize:
         return None
-    name, weight = QuantizedTensor.read_by(argument, b.program.tensors)
+    name, weight = read(b, argument)
     return None if name in b.target.dense else blocks_of(b, name, weight, kernel)
 
 
@@ -118,7 +124,10 @@ def _scales(b: Builder, name: str, weight: QuantizedTensor, repeats: int) -> ir.
     """One scale a block, in the dtype that the product is computed in."""
     dtype = b.result_dtype
     if repeats == 1:
-        return b.initializer(f"{name}_scale", TorchTensor(weight.scale.to(dtype)))
+        # Scales that were no numbers in the program are stored beside what its reads may have left.
+        own = b.program.tensors.get(f"{name}_scale", weight.scale) is weight.scale
+        label = f"{name}_scale{'' if own else '.nbits'}"
+        return b.initializer(label, TorchTensor(weight.scale.to(dtype)))
     repeated = weight.scale.to(dtype).repeat_interleave(repeats, 1)
     return b.initializer(f"{name}_scale.nbits", TorchTensor(repeated))
 
@@ -201,7 +210,7 @@ def embedding(b: Builder, weight: Blocks, ids: ir.Value) -> ir.Value:
 
 
 def _dequantize(b: Builder, *_: Any) -> ir.Value:
-    name, weight = QuantizedTensor.read_by(b.node, b.program.tensors)
+    name, weight = read(b, b.node)
     return standard(b, name, weight, turned=False)
 
 
@@ -213,7 +222,7 @@ def turned(b: Builder, argument: Any) -> ir.Value | None:
     """
     if not isinstance(argument, fx.Node) or argument.target is not dequantize:
         return None
-    name, weight = QuantizedTensor.read_by(argument, b.program.tensors)
+    name, weight = read(b, argument)
     alone = all(user.target is torch.ops.aten.linear.default for user in argument.users)
     return standard(b, name, weight, turned=True) if alone else None
 

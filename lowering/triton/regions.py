@@ -41,6 +41,11 @@ from planish.lowering.triton.weights import of_codes, packed
 
 aten = torch.ops.aten
 
+WIDENED_FLOATS = (
+    "weights in MXFP4 lie in memory as 8-bit integers, which stand for the same numbers: no kernel "
+    "reads 4-bit floats."
+)
+
 
 def replaced(program: Program, *, bitwise: bool) -> tuple[Program, tuple[str, ...]]:
     """A program whose regions are calls of generated kernels, and what did not become one.
@@ -100,8 +105,9 @@ class _Regions:
         if node.target is not aten.linear.default or not is_weight(node.args[1]):
             return None
         _, weight = QuantizedTensor.read_by(node_of(node.args[1]), self._edit.tensors)
-        floating = weight.scheme.floating
-        if weight.zero_point is not None or floating != (scheme.dtype == FP8):
+        if weight.zero_point is not None or weight.scheme.microscaled:
+            return None
+        if weight.scheme.floating != (scheme.dtype == FP8):
             return None
         try:
             return of_codes(weight, dtype_of(node)), weight
@@ -126,6 +132,8 @@ class _Regions:
             self.notes.append(f"{name} is multiplied by torch: {error}")
 
     def _weight_only(self, node: fx.Node, name: str, weight: QuantizedTensor) -> None:
+        if weight.scheme.microscaled and WIDENED_FLOATS not in self.notes:
+            self.notes.append(WIDENED_FLOATS)
         weight, product = packed(weight, dtype_of(node))
         last, operands, epilogue = self._epilogue(node)
         product = replace(product, epilogue=epilogue)

@@ -25,6 +25,8 @@ def packed(weight: QuantizedTensor, dtype: Dtype) -> tuple[QuantizedTensor, Weig
     Raises:
         NoKernel: if no kernel multiplies by such a weight.
     """
+    if weight.scheme.microscaled:
+        weight = weight.as_integers()
     if weight.scheme.floating:
         raise NoKernel(f"no kernel multiplies by {weight.scheme} without rounded activations.")
     if weight.scheme.bits not in SLICES:

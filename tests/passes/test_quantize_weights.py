@@ -107,9 +107,18 @@ def test_weights_become_8_bit_floats(group_size: int | None) -> None:
     assert "fp8 (E4M3)" in after.changes[0].what
 
 
-@pytest.mark.parametrize("options", [{"bits": 4}, {"bits": 8, "symmetric": False}])
-def test_only_8_bits_can_be_floats(options: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="have 8 bits and are symmetric"):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 3},
+        {"bits": 4, "group_size": 64},
+        {"symmetric": False},
+        {"bits": 8, "symmetric": False},
+    ],
+    ids=str,
+)
+def test_only_some_formats_can_be_floats(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"have 8 bits .* or 4 bits .*, and are symmetric"):
         quantizer(type="float", **options)
 
 
