@@ -26,6 +26,12 @@ INT8 = (QuantizeWeights(bits=8, group_size=None), QuantizeActivations())
 FP8 = (QuantizeWeights(bits=8, group_size=None, type="float"),)
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sides do not wait for each other's threads: which is faster is no matter here."""
+    monkeypatch.setattr("planish.runtime.timing.SETTLING", 0.0)
+
+
 def quantized(passes: tuple[Pass, ...]) -> Program:
     program = captured("llama")[1]
     for one in passes:
