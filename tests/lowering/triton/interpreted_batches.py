@@ -269,7 +269,7 @@ FP8 = (
         pytest.param("llama", W4A8, False, id="w4a8"),
         pytest.param("llama", FP8, False, id="fp8", marks=pytest.mark.slow),
         pytest.param("llama", FP8, True, id="fp8-bitwise"),
-        pytest.param("mixtral", W4, False, id="experts"),
+        pytest.param("mixtral", W4, False, id="experts", marks=pytest.mark.slow),
         pytest.param("qwen2_moe", W4, True, id="experts-bitwise", marks=pytest.mark.slow),
     ],
 )
