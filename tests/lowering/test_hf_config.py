@@ -1,14 +1,10 @@
 """Configs found for new sizes: what transformers loads gives what the pruned program gives."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from planish.ir.capture.huggingface import from_checkpoint
 from planish.ir.program import Program
@@ -17,7 +13,7 @@ from planish.lowering.compressed_tensors import NotExpressible
 from planish.lowering.hf_config import Sought, configs_for
 from planish.passes.prune import PruneChannels, PruneEmbedding, PruneExperts, PruneHeads
 from planish.passes.quantize_weights import QuantizeWeights
-from support import reload
+from support.folders import loads_alike
 from support.models import tiny_folder
 
 CHANNELS = PruneChannels(ratio=0.25, importance="magnitude")
@@ -55,19 +51,7 @@ def written(program: Program, original: Program, folder: Path, *, fresh: bool = 
     """Write a checkpoint, compare what transformers makes of it, and give its config."""
     folder.mkdir()
     write_checkpoint(program, original, folder)
-    sample = {
-        name: tensor.contiguous()
-        for name, tensor in program.samples[0].items()
-        if not name.startswith("past_key_values")
-    }
-    save_file(sample, folder / "inputs")
-    if fresh:
-        subprocess.run([sys.executable, reload.__file__, str(folder)], check=True)
-        got = load_file(folder / "outputs")["got"]
-    else:
-        got = reload.reloaded(folder)
-    expected = program.run(**program.samples[0])[program.outputs[0]]
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    loads_alike(folder, program, fresh=fresh)
     return json.loads((folder / "config.json").read_text())
 
 
