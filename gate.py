@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from planish.ir.sizes import Size, SymbolicShapes
 from planish.lowering.onnx.lower import MODEL_FILE, lower
 from planish.lowering.onnx.target import Target
 from planish.runtime.ort_backend import OnnxBackend
-from planish.runtime.timing import Phase, in_turns
+from planish.runtime.timing import forward_round, in_turns
 
 aten = torch.ops.aten
 
@@ -186,20 +185,11 @@ def _timed(
         for count in rows:
             drawn = random.standard_normal((count, 1, int(spec.shape[-1])))
             feeds = {"x": drawn.astype(dtype)}
-            rounds = [partial(_round, side, feeds) for side in sides]
+            rounds = [partial(forward_round, partial(side.run, feeds), ENOUGH) for side in sides]
             times = in_turns(rounds, ROUNDS, lambda: None)
             first, second = (median(one["forward"] for one in side) for side in times)
             found.append((first, second))
     return found
-
-
-def _round(side: OnnxBackend, feeds: Mapping[str, Any]) -> dict[Phase, float]:
-    """Seconds of one call: the mean of as many as `ENOUGH` seconds hold."""
-    started, calls = perf_counter(), 0
-    while perf_counter() - started < ENOUGH or not calls:
-        side.run(feeds)
-        calls += 1
-    return {"forward": (perf_counter() - started) / calls}
 
 
 def _alone(program: Program, group: Sequence[fx.Node]) -> Program:

@@ -4,8 +4,8 @@
 
 all-MiniLM-L6-v2 reads 8 x 128 tokens and SmolLM2-135M-Instruct 1 x 256 (prefill), of WikiText-2's
 test set. The ONNX files of a model, of which float32 is Planish's own export and what
-`quantize_dynamic` is given, are timed in turns in one run, all with the integer kernels that do not
-saturate (`session.x64quantprecision`). Of MiniLM it is a published `quantize_dynamic` model of the
+`quantize_dynamic` is given, are timed in turns in one run, all with integer kernels that do not
+saturate (`runtime/saturation.py`). Of MiniLM it is a published `quantize_dynamic` model of the
 same weights, since that tool cannot read the fused attention of our export. Errors are relative, of
 the first output to that of float32; verdicts are those of `planish audit`. Figures go to
 `benchmarks/results/int8.json`; with --artifacts the folders made on the way are kept, and found
@@ -15,7 +15,7 @@ again, those of SmolLM2 as `serving.py` names them.
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ import planish
 from planish import assets
 from planish.ir.program import Program
 from planish.runtime.machine import this_machine
+from planish.runtime.ort_backend import OnnxBackend
 from planish.runtime.texts import read_text
 from planish.runtime.timing import forward_round, in_turns
 from planish.runtime.tokenizer import Tokenizer
@@ -82,37 +83,20 @@ def dynamic(path: Path, folder: Path) -> Path:
     return made
 
 
-class Model:
-    """An ONNX file on the CPU, with the integer kernels that do not saturate."""
-
-    def __init__(self, path: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.x64quantprecision", "1")
-        self._session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
-        self.inputs = [one.name for one in self._session.get_inputs()]
-
-    def run(self, **inputs: Any) -> dict[str, Any]:
-        """The first output, under its name."""
-        (first, *_) = self._session.get_outputs()
-        return {first.name: self._session.run([first.name], inputs)[0]}
-
-
 def measure(paths: Mapping[str, Path], feeds: dict[str, Any], rounds: int) -> dict[str, Any]:
     """Seconds in turns, errors and verdicts."""
     zeros = np.zeros_like(feeds["input_ids"])  # token types, where a model asks for them
-    models = {name: Model(path) for name, path in paths.items()}
-    fed = {
-        name: {one: feeds.get(one, zeros) for one in model.inputs} for name, model in models.items()
-    }
-    sides = [partial(forward_round, model, fed[name]) for name, model in models.items()]
-    times = dict(zip(models, in_turns(sides, rounds, lambda: None), strict=True))
+    calls: dict[str, Callable[[], dict[str, Any]]] = {}
+    for name, path in paths.items():
+        model = OnnxBackend(path, "cpu")
+        calls[name] = partial(
+            model.run, {one.name: feeds.get(one.name, zeros) for one in model.inputs}
+        )
+    sides = [partial(forward_round, call) for call in calls.values()]
+    times = dict(zip(calls, in_turns(sides, rounds, lambda: None), strict=True))
     seconds = {name: [one["forward"] for one in found] for name, found in times.items()}
     first = {
-        name: np.asarray(next(iter(model.run(**fed[name]).values())), np.float64)
-        for name, model in models.items()
+        name: np.asarray(next(iter(call().values())), np.float64) for name, call in calls.items()
     }
     base = first["float32"]
     return {

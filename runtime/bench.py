@@ -217,7 +217,7 @@ def _rounds(
         tokens = random_tokens(session, batch, prompt + new_tokens)
         return [partial(language_round, side, tokens, prompt) for side in sides]
     inputs = random_inputs(session, batch, prompt)
-    return [partial(forward_round, side, inputs) for side in sides]
+    return [partial(forward_round, partial(side.run, **inputs)) for side in sides]
 
 
 def _ticker(progress: Progress | None, done: int, total: int) -> Callable[[], None]:

@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from planish.runtime.backend import CannotOpen, Provider, RunFailed
+from planish.runtime.saturation import saturates
 from planish.runtime.values import Array, Value
 
 BFLOAT16 = 16
@@ -90,9 +91,9 @@ def _start(model: Path, provider: Provider, threads: int | None, libraries: Sequ
     # rounds activations to 8 bits: not what the file says. At 1 they stay float32. Files that name
     # MatMulNBits themselves keep their own level.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    # Without VNNI, x86's fast kernel for uint8 times int8 saturates sums of two products; this
-    # takes one that does not. Elsewhere it changes nothing.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    # Where the fast kernels for uint8 times int8 saturate, this takes ones that do not; where they
+    # are exact, it would take slower ones all the same (half the speed, on a processor with VNNI).
+    options.add_session_config_entry("session.x64quantprecision", str(int(saturates())))
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

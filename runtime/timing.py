@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter, sleep
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,14 +26,6 @@ SETTLING = 0.1
 
 PIXELS = 224
 """Height and width of images for a model that takes any."""
-
-
-class Runs(Protocol):
-    """A model that is called with inputs by name."""
-
-    def run(self, **inputs: Any) -> Mapping[str, Array]:
-        """Evaluate once."""
-        ...
 
 
 def in_turns(
@@ -65,12 +57,12 @@ def language_round(model: LanguageModel, tokens: Tokens, prompt: int) -> dict[Ph
     return {"prefill": read - started, "decode": perf_counter() - read}
 
 
-def forward_round(model: Runs, inputs: Mapping[str, Array]) -> dict[Phase, float]:
-    """Seconds of one call: the mean of as many as `ENOUGH` seconds hold, after one not timed."""
-    model.run(**inputs)
+def forward_round(call: Callable[[], object], enough: float = ENOUGH) -> dict[Phase, float]:
+    """Seconds of one call: the mean of as many as `enough` seconds hold, after one not timed."""
+    call()
     started, calls = perf_counter(), 0
-    while perf_counter() - started < ENOUGH or not calls:
-        model.run(**inputs)
+    while perf_counter() - started < enough or not calls:
+        call()
         calls += 1
     return {"forward": (perf_counter() - started) / calls}
 
