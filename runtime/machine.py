@@ -15,6 +15,12 @@ LARGE = 1 << 21
 
 _M_MMAP_THRESHOLD = -3  # mallopt(3)
 
+INSTRUCTIONS = (
+    *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimddp", "i8mm", "bf16", "sve"),
+)
+"""Extensions of x86 and of ARM, as Linux names them, on which speed of matrix products depends."""
+
 _PACKAGES = ("planish", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "numpy")
 
 
@@ -24,6 +30,7 @@ class Machine:
 
     Attributes:
         processor: the CPU's name.
+        instructions: which of `INSTRUCTIONS` it has; empty where the system does not tell.
         cores: how many CPUs this process may use.
         system: operating system and architecture.
         python: its version.
@@ -31,6 +38,7 @@ class Machine:
     """
 
     processor: str
+    instructions: tuple[str, ...]
     cores: int
     system: str
     python: str
@@ -40,7 +48,8 @@ class Machine:
 def this_machine() -> Machine:
     """The machine that this process runs on."""
     return Machine(
-        processor=_processor(),
+        processor=_described("model name") or platform.processor() or "unknown",
+        instructions=tuple(one for one in INSTRUCTIONS if one in _flags()),
         cores=usable_cores(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
@@ -86,13 +95,18 @@ def return_freed_memory() -> bool:
         return False
 
 
-def _processor() -> str:
+def _flags() -> frozenset[str]:
+    return frozenset((_described("flags") or _described("Features")).split())
+
+
+def _described(entry: str) -> str:
+    """What Linux says of the first CPU under a name; nothing elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor() or "unknown"
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or "unknown")
+        return ""
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith(entry))
+    return next(found, "")
 
 
 def _versions() -> dict[str, str]:
