@@ -28,10 +28,13 @@ import numpy as np
 
 import planish
 from planish import assets
-from planish.runtime.evaluate import evaluate
+from planish.runtime.causal import Cache, Tokens
+from planish.runtime.evaluate import evaluate, perplexity
 from planish.runtime.machine import recent_load, this_machine
 from planish.runtime.session import Session
-from planish.runtime.timing import Phase, Round, in_turns, language_round, random_tokens
+from planish.runtime.texts import read_text
+from planish.runtime.timing import Phase, in_turns, language_round, random_tokens
+from planish.runtime.values import Array
 
 RESULTS = Path(__file__).parent / "results" / "serving.json"
 RECIPES: dict[str, Any] = {
@@ -42,7 +45,8 @@ RECIPES: dict[str, Any] = {
     "w4a16": "w4a16",
 }
 BATCHES, PROMPT, NEW = (1, 4, 16), 256, 32
-TOKENS = 8192
+TOKENS, WINDOW = 8192, 1024
+GENAI_FILES = ("model.onnx", "model.onnx.data")
 
 
 def artifacts(folder: Path) -> dict[str, Path]:
@@ -55,23 +59,41 @@ def artifacts(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in RECIPES}
 
 
-def genai_round(folder: Path, tokens: Any) -> Round:
-    """The same rounds for onnxruntime-genai, which keeps its cache itself."""
-    import onnxruntime_genai as genai  # noqa: PLC0415
+class Genai:
+    """onnxruntime-genai's own int4 model of the same weights, made unless that was done before."""
 
-    if not (folder / "genai_config.json").is_file():
-        builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-        options = ["-i", str(assets.smollm2()), "-o", str(folder), "-p", "int4", "-e", "cpu"]
-        subprocess.run([*builder, *options], check=True, stdout=subprocess.DEVNULL)
-    model = genai.Model(str(folder))
-    given = tokens.astype(np.int32)
+    label, takes_padding = "onnxruntime-genai int4", False
 
-    def run() -> dict[Phase, float]:
-        options = genai.GeneratorParams(model)
-        options.set_search_options(max_length=given.shape[1] + 1, batch_size=1)
-        warm = genai.Generator(model, options)
-        warm.append_tokens(given[:, :1])
-        generator = genai.Generator(model, options)
+    def __init__(self, folder: Path) -> None:
+        import onnxruntime_genai as genai  # noqa: PLC0415
+
+        if not (folder / "genai_config.json").is_file():
+            builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+            options = ["-i", str(assets.smollm2()), "-o", str(folder), "-p", "int4", "-e", "cpu"]
+            subprocess.run([*builder, *options], check=True, stdout=subprocess.DEVNULL)
+        self._genai, self._model = genai, genai.Model(str(folder))
+
+    def generator(self, length: int) -> Any:
+        """With room for so many tokens of one text; it keeps its cache itself."""
+        options = self._genai.GeneratorParams(self._model)
+        options.set_search_options(max_length=length + 1, batch_size=1)
+        return self._genai.Generator(self._model, options)
+
+    def extend(
+        self, input_ids: Tokens, mask: Tokens | None = None, cache: Cache | None = None
+    ) -> tuple[Array, Cache]:
+        """The logits of a whole text, for its perplexity; see `LanguageModel.extend`."""
+        if mask is not None or cache is not None:
+            raise NotImplementedError("only whole texts are scored")
+        generator = self.generator(input_ids.shape[1])
+        generator.append_tokens(input_ids.astype(np.int32))
+        return generator.get_output("logits"), Cache(np.ones_like(input_ids), None)
+
+    def round(self, tokens: Tokens) -> dict[Phase, float]:
+        """As `language_round`, but that room for the cache is made before the clock starts."""
+        given = tokens.astype(np.int32)
+        self.generator(1).append_tokens(given[:, :1])
+        generator = self.generator(given.shape[1])
         started = perf_counter()
         generator.append_tokens(given[:, :PROMPT])
         read = perf_counter()
@@ -79,10 +101,8 @@ def genai_round(folder: Path, tokens: Any) -> Round:
             generator.append_tokens(given[:, at : at + 1])
         return {"prefill": read - started, "decode": perf_counter() - read}
 
-    return run
 
-
-def speeds(folders: dict[str, Path], genai: Path | None, rounds: int) -> list[dict[str, Any]]:
+def speeds(folders: dict[str, Path], genai: Genai | None, rounds: int) -> list[dict[str, Any]]:
     """Seconds of each side, by batch and phase, and how often float32's speed each has."""
     found = []
     for batch in BATCHES:
@@ -92,7 +112,7 @@ def speeds(folders: dict[str, Path], genai: Path | None, rounds: int) -> list[di
             name: partial(language_round, one, tokens, PROMPT) for name, one in sessions.items()
         }
         if genai is not None and batch == 1:
-            sides["onnxruntime-genai int4"] = genai_round(genai, tokens)
+            sides[genai.label] = partial(genai.round, tokens)
         times = dict(zip(sides, in_turns([*sides.values()], rounds, lambda: None), strict=True))
         phases: tuple[tuple[Phase, int], ...] = (("prefill", PROMPT), ("decode", NEW))
         for phase, count in phases:
@@ -129,7 +149,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.artifacts or Path(scratch)
         folders = artifacts(folder)
-        genai = folder / "genai" if has_genai else None
+        genai = Genai(folder / "genai") if has_genai else None
         load = recent_load()
         found: dict[str, Any] = {
             "machine": asdict(this_machine()),
@@ -142,12 +162,22 @@ def main() -> None:
         for name, path in folders.items():
             session = Session.open(path)
             judged = {
-                "perplexity": evaluate(session, text, max_tokens=TOKENS).perplexity.value,
+                "perplexity": evaluate(session, text, WINDOW, max_tokens=TOKENS).perplexity.value,
                 "onnx_bytes": sum(one.stat().st_size for one in (path / "onnx").iterdir()),
                 "isolation": session.manifest["isolation"],
             }
             print(name, json.dumps(judged), flush=True)
             found["artifacts"][name] = judged
+            keep(found)
+        if genai is not None:
+            tokenizer = Session.open(folders["float32"]).tokenizer
+            given_text = np.array(tokenizer.first(read_text(text), TOKENS, plain=True), np.int64)
+            of_genai = perplexity(genai, given_text, WINDOW, WINDOW, tokenizer.prefix).value
+            print(genai.label, of_genai, flush=True)
+            found["artifacts"][genai.label] = {
+                "perplexity": of_genai,
+                "onnx_bytes": sum((folder / "genai" / one).stat().st_size for one in GENAI_FILES),
+            }
             keep(found)
 
 
