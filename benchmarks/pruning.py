@@ -21,11 +21,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import onnxruntime
 import torch
 from torch import Tensor
 
@@ -35,7 +35,9 @@ from planish.ir.program import Program
 from planish.passes import FuseConvBn, PruneChannels
 from planish.passes.contract import Pass
 from planish.runtime.machine import this_machine
+from planish.runtime.ort_backend import OnnxBackend
 from planish.runtime.texts import read_text
+from planish.runtime.timing import forward_round, in_turns
 from planish.runtime.tokenizer import Tokenizer
 from planish.samples import _inputs, with_samples
 
@@ -111,24 +113,16 @@ def speed(network: str, rounds: int) -> dict[str, float]:
         "before": [FuseConvBn()],
         "after": [FuseConvBn(), PruneChannels(ratio=ratio, importance="magnitude")],
     }
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    seconds: dict[str, list[float]] = {name: [] for name in recipes}
+    sides = []
     with tempfile.TemporaryDirectory() as scratch:
-        sessions = {}
         for name, passes in recipes.items():
             folder = Path(scratch) / name
             optimize(model, passes, inputs=images[:2], output=folder, target="onnx")
-            sessions[name] = onnxruntime.InferenceSession(
-                str(folder / "onnx" / "model.onnx"), options
-            )
-        batch = {sessions["before"].get_inputs()[0].name: images[:16].numpy()}
-        for _ in range(rounds):
-            for name, session in sessions.items():
-                start = time.perf_counter()
-                for _ in range(5):
-                    session.run(None, batch)
-                seconds[name].append((time.perf_counter() - start) / 5)
+            backend = OnnxBackend(folder / "onnx" / "model.onnx", "cpu", threads=1)
+            batch = {backend.inputs[0].name: images[:16].numpy()}
+            sides.append(partial(forward_round, partial(backend.run, batch)))
+        times = dict(zip(recipes, in_turns(sides, rounds, lambda: None), strict=True))
+    seconds = {name: [one["forward"] for one in found] for name, found in times.items()}
     ratios = [a / b for a, b in zip(seconds["before"], seconds["after"], strict=True)]
     return {
         **{f"seconds_{name}": median(some) for name, some in seconds.items()},
