@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from planish import recipes, release
 from planish.gate import check_gate
+from planish.ir.activations import ActivationScheme
 from planish.ir.capture.export import from_module
 from planish.ir.capture.huggingface import capture_model, from_checkpoint
 from planish.ir.errors import PlanishError
@@ -20,8 +21,10 @@ from planish.ir.isolation.programs import analyse_program, certificate, explain,
 from planish.ir.isolation.verdict import Analysis
 from planish.ir.program import Program
 from planish.ir.progress import Progress, silent
-from planish.lowering.artifact import check_target
-from planish.lowering.gguf import check_source
+from planish.ir.quant import QuantScheme
+from planish.lowering.artifact import check_space, check_target
+from planish.lowering.compressed_tensors import Form
+from planish.lowering.gguf import check_source, kind_of
 from planish.passes import name_of
 from planish.passes.contract import Pass
 from planish.passes.pipeline import UNANALYSED, Step, apply
@@ -29,6 +32,9 @@ from planish.samples import default_samples, with_samples
 
 Target = Literal["onnx", "torch", "triton"]
 Isolation = Literal["bitwise", "enforce", "warn", "off"]
+LEAST = 8
+"""A model is at most so many times as large as an artifact: weights of 2 bits, written twice."""
+
 STRICT = frozenset({"bitwise", "enforce"})
 Model = nn.Module | Program | str | Path
 Samples = Iterable[Mapping[str, Tensor]] | str | Path
@@ -231,8 +237,9 @@ def optimize(
         gate: batch sizes, such as `(1, 4, 16)`, at which no layer may be slower than in floating
             point: each kind of quantized layer is timed on this machine, and stays dense in the
             ONNX model where it loses; notes and report say which. Empty: no gate.
-        resume: a folder where `gptq` keeps each finished layer, so that a run that was interrupted
-            goes on from there; it can be deleted afterwards.
+        resume: a folder where passes that take long (`gptq`, `slice`, `distill`, ...) keep each
+            finished piece, so that a run that was interrupted goes on from there; it can be deleted
+            afterwards. What passes without a journal did is done again.
         progress: called with what is being done, how many pieces of it are done, and of how many.
 
     Raises:
@@ -254,7 +261,9 @@ def optimize(
     progress("capture", 0, 0)
     original = capture(model, inputs)
     if gguf:
-        check_source(original.source)  # before any work
+        _check_gguf(original, chosen.passes)  # before any work
+    if output is not None:
+        check_space(Path(output), original.nbytes // LEAST)
     if samples is not None:
         original = with_samples(original, samples)
     asked = policy != "off"
@@ -266,6 +275,7 @@ def optimize(
         chosen.passes,
         names=name_of,
         isolation=asked,
+        strict=policy if policy in STRICT else None,
         progress=progress,
         resume=None if resume is None else Path(resume),
     )
@@ -281,6 +291,17 @@ def optimize(
     return result.save(
         output, target=target, opset_only=opset_only, gguf=gguf, gate=gate, progress=progress
     )
+
+
+def _check_gguf(program: Program, passes: Sequence[Pass]) -> None:
+    """Refuse a model or a rounding that no GGUF file can hold, as far as the recipe tells."""
+    check_source(program.source)
+    for one in passes:
+        scheme = getattr(one, "scheme", None)
+        if isinstance(scheme, QuantScheme):
+            kind_of(name_of(one), Form(scheme))
+        elif isinstance(scheme, ActivationScheme):
+            kind_of(name_of(one), Form(QuantScheme(bits=8, group_size=None), scheme))
 
 
 def _hold(policy: Isolation, analysis: Analysis, what: str) -> None:

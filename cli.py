@@ -26,7 +26,7 @@ app = typer.Typer(
         "  planish convert ./Llama-3.2-1B --recipe w4a16 --output ./small\n\n"
         "  planish generate ./small 'The capital of France is'\n\n"
         "  planish bench   ./small --against ./Llama-3.2-1B\n\n"
-        "Every command takes --json for machines and exits with 2 on bad input."
+        "What measures or converts takes --json for machines; bad input exits with 2."
     ),
 )
 recipes_app = typer.Typer(
@@ -127,16 +127,16 @@ def convert(
         list[int] | None,
         Option(
             min=1,
-            help="A batch size at which no layer may be slower than in floating point: layers are "
-            "timed on this machine, and stay dense in the ONNX model where they lose. Give it "
-            "several times.",
+            help="A batch size at which no linear layer may be more than 10% slower than in "
+            "floating point: layers are timed on this machine, and stay dense in the ONNX model "
+            "where they lose. Give it several times.",
         ),
     ] = None,
     resume: Annotated[
         Path | None,
         Option(
-            help="A folder where gptq keeps each finished layer; the same command goes on from "
-            "there after an interruption."
+            help="A folder where passes that take long (gptq, slice, prune_*, distill, ...) keep "
+            "each finished piece; the same command goes on from there after an interruption."
         ),
     ] = None,
     as_json: Json = False,
@@ -324,8 +324,8 @@ def sensitivity(
     """Measure what rounding each layer costs, and choose formats that fit a target.
 
     Losses are estimated from gradients and from what layers read, speed from bytes moved; recovery
-    is estimated here, and measured by the pass mixed_precision. The recipe that makes the choice is
-    printed, or stands on the page.
+    is measured, and of language models several choices are tried. The recipe that makes the choice
+    is printed, or stands on the page.
 
       planish sensitivity ./SmolLM2-135M --samples text.parquet --target bits=4.5 --html page.html
     """

@@ -43,6 +43,12 @@ ROUNDS, ENOUGH = 7, 0.01
 """Rounds, in turns, of which the median counts, and the least seconds of each."""
 
 
+UNTIMED = (
+    "Layers were not timed: quantized ones that are slower than in floating point on your machine "
+    "are in the ONNX model all the same. --gate 1 --gate 4 keeps these dense, planish bench tells."
+)
+
+
 class BadGate(PlanishError):
     """A gate that cannot be: its batch sizes are none, or nothing is lowered to ONNX."""
 
@@ -113,6 +119,11 @@ def slower_weights(timings: Iterable[Timing], batch_sizes: Sequence[int]) -> fro
     """The weights that are to be lowered dense: their layers lose at one of the batch sizes."""
     slow = [one.layers for one in timings if one.is_slower and one.rows in batch_sizes]
     return frozenset(name for layers in slow for name in layers)
+
+
+def untold(program: Program) -> tuple[str, ...]:
+    """That no layer was timed, where one might be slower than in floating point."""
+    return (UNTIMED,) if _together(program) else ()
 
 
 def told(timings: Sequence[Timing], batch_sizes: Sequence[int]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from planish.ir.program import Program
 from planish.lowering.onnx.lower import EXTERNAL_ABOVE
 from planish.lowering.onnx.target import CPU
 from planish.passes import name_of
-from planish.passes.contract import NotApplicable, Pass, options_of
+from planish.passes.contract import LongPass, NotApplicable, Pass, options_of
 
 ONNX = "onnx"
 
@@ -35,6 +35,7 @@ class PlannedStep:
         nbytes: bytes of all tensors, before and after.
         needs_data: whether what it does depends on the weights' values. It was left out then, and
             the figures after it are those without it.
+        learns: whether it learns from samples, which the estimate leaves out.
     """
 
     name: str
@@ -44,6 +45,7 @@ class PlannedStep:
     parameters: tuple[int, int]
     nbytes: tuple[int, int]
     needs_data: bool
+    learns: bool
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `convert` would take, to within about a third.
+    """What `convert` would take, to within about a third but for what passes learn from samples.
 
     Attributes:
         peak_memory: bytes of memory that the process would hold at most.
@@ -173,6 +175,7 @@ def _step(one: Pass, before: Program, after: Program, *, needs_data: bool) -> Pl
         parameters=(parameters(before), parameters(after)),
         nbytes=(before.nbytes, after.nbytes),
         needs_data=needs_data,
+        learns=isinstance(one, LongPass) and one.learns,
     )
 
 
@@ -263,6 +266,9 @@ def _lines(found: Plan) -> Iterator[str]:
         yield f"               {nbytes / 1e6:,.1f} MB as {form}"
     yield f"peak memory  about {found.estimate.peak_memory / 1e9:.1f} GB"
     yield f"time         about {found.estimate.seconds:.0f} s of one core"
+    if learners := [step.name for step in found.steps if step.learns]:
+        yield f"               and what {', '.join(learners)} take to learn from samples: minutes,"
+        yield "               and the memory of some batches"
     yield f"disk         about {found.estimate.disk / 1e6:,.0f} MB"
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from planish import __version__
-from planish.gate import Timing, check_gate, slower_weights, time_layers, timings_json, told
+from planish.gate import Timing, check_gate, slower_weights, time_layers, timings_json, told, untold
 from planish.ir.compare import compare
 from planish.ir.isolation.programs import (
     analyse_onnx,
@@ -92,6 +92,7 @@ def write(
             chosen = dataclasses.replace(chosen, dense=slower_weights(timings, gated))
         progress(f"lower to {target}", 0, 0)
         if target == ONNX:
+            notes += () if gated else untold(program)
             lowered = lower(program, staging / ONNX, chosen)
             files[ONNX] = lowered.nbytes
             notes += lowered.notes

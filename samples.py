@@ -69,9 +69,10 @@ class Text:
             BadSamples: if they are fewer than one sample takes.
         """
         tokens = self._tokenizer.first(self._text, max(count * length, LENGTH))
-        if len(tokens) < LENGTH:
+        least = min(length, LENGTH)
+        if len(tokens) < least:
             raise BadSamples(
-                f"{self._file}: {len(tokens)} tokens are too few; one sample takes {LENGTH}."
+                f"{self._file}: {len(tokens)} tokens are too few; one sample takes {least}."
             )
         return torch.tensor(self._tokenizer.rows(tokens, count, min(length, len(tokens))))
 
@@ -124,13 +125,15 @@ def as_samples(
         program: decides which inputs there are; a text needs the tokenizer of its folder.
 
     Raises:
-        BadSamples: if the text is too short, or the model has no tokenizer.
+        BadSamples: if the text is too short, the model has no tokenizer, or a batch is empty or no
+            mapping.
+        planish.ir.program.BadInput: if a batch does not fit the program's inputs.
     """
     if isinstance(given, (str, Path)):
         given = Text(given, program)
     if not isinstance(given, Text):
         return tuple(_completed(program, sample) for sample in given)
-    rows = given.rows(CHECKED, LENGTH)
+    rows = given.rows(CHECKED, min([LENGTH, *_bounds(program)]))
     return tuple(_inputs(program, row) for row in rows.split(1))
 
 
@@ -157,10 +160,28 @@ def as_calibration(
 
 def _completed(program: Program, sample: Mapping[str, Tensor]) -> Sample:
     """A batch with what its tokens do not say filled in."""
+    if not isinstance(sample, Mapping):
+        raise BadSamples(
+            f"Samples are batches of inputs by name, such as {{'input_ids': tokens}}; one that was "
+            f"given is a {type(sample).__name__}. A file of text is given by its path."
+        )
+    for name, value in sample.items():
+        if not isinstance(value, Tensor):
+            raise BadSamples(
+                f"Samples are batches of tensors; {name} is a {type(value).__name__}. "
+                "torch.as_tensor makes one of an array or list."
+            )
+    tokens = sample.get("input_ids")
+    if tokens is not None and not tokens.numel():
+        raise BadSamples("A batch of samples holds no tokens: its input_ids are empty.")
     missing = {spec.name for spec in program.inputs} - set(sample)
-    if not missing or "input_ids" not in sample:
-        return dict(sample)
-    return {**_inputs(program, sample["input_ids"]), **sample}
+    if tokens is not None and missing:
+        sample = {**_inputs(program, tokens), **sample}
+    program.check_inputs(sample)
+    axes = {one.name: one.batch_axis for one in program.inputs if one.batch_axis is not None}
+    if empty := [name for name, axis in axes.items() if not sample[name].shape[axis]]:
+        raise BadSamples(f"A batch of samples holds no rows: {empty[0]} is empty.")
+    return dict(sample)
 
 
 def default_samples(program: Program) -> tuple[Sample, ...]:

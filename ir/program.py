@@ -191,7 +191,7 @@ class Program:
         Raises:
             BadInput: if a name, a rank or a dtype does not fit.
         """
-        self._check_inputs(inputs)
+        self.check_inputs(inputs)
         evaluation = _Evaluation(self)
         with torch.no_grad():
             values = evaluation.run(
@@ -199,7 +199,12 @@ class Program:
             )
         return dict(zip(self.outputs, values, strict=True))
 
-    def _check_inputs(self, inputs: Mapping[str, Tensor]) -> None:
+    def check_inputs(self, inputs: Mapping[str, Tensor]) -> None:
+        """Refuse inputs of other names, dtypes, ranks or fixed extents than the program's.
+
+        Raises:
+            BadInput: saying what is taken, and what was given.
+        """
         expected = [spec.name for spec in self.inputs]
         if sorted(expected) != sorted(inputs):
             raise BadInput(
@@ -208,7 +213,9 @@ class Program:
             )
         for spec in self.inputs:
             given = inputs[spec.name]
-            if given.dtype != spec.dtype or given.dim() != len(spec.shape):
+            pairs = zip(spec.shape, given.shape, strict=False)
+            fits = all(want == have for want, have in pairs if isinstance(want, int))
+            if given.dtype != spec.dtype or given.dim() != len(spec.shape) or not fits:
                 shape = ", ".join(map(str, spec.shape))
                 raise BadInput(
                     f"input {spec.name!r} is {spec.dtype} of shape [{shape}]; given was "

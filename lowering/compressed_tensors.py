@@ -105,10 +105,10 @@ def forms_of(program: Program, original: Program) -> dict[str, Form]:
 
 def _inputs(name: str, weight: QuantScheme, readers: Iterable[fx.Node]) -> ActivationScheme | None:
     """How what the readers of a weight read is rounded."""
-    found = {_rounding(reader.args[0]) for reader in readers}
+    found = {(_rounding(reader.args[0]), _stored_scale(reader.args[0])) for reader in readers}
     if len(found) > 1:
         raise NotExpressible(f"{name} is read by layers whose inputs are rounded differently.")
-    (inputs,) = found
+    ((inputs, _),) = found
     fits = inputs is None or weight.floating != (inputs.dtype == INT8)
     if inputs is not None and (weight.microscaled or not fits):
         raise NotExpressible(
@@ -120,6 +120,13 @@ def _inputs(name: str, weight: QuantScheme, readers: Iterable[fx.Node]) -> Activ
 
 def _rounding(value: Any) -> ActivationScheme | None:
     return ActivationScheme.read_by(value) if value.target is fake_quantize else None
+
+
+def _stored_scale(value: Any) -> str | None:
+    """The name of the tensor with the static scale of a rounded value."""
+    if value.target is not fake_quantize or value.args[1] is None:
+        return None
+    return str(value.args[1].target)
 
 
 def _reads_quantized_weight(reader: fx.Node) -> bool:
@@ -147,10 +154,8 @@ def parts_of(tensor: QuantizedTensor, form: Form, scale: Tensor | None) -> dict[
 def input_scale(weight: fx.Node, program: Program) -> Tensor | None:
     """The static scale of what the readers of a quantized weight read beside it, if it has one."""
     reader, *_ = weight.users
-    rounded: Any = reader.args[0]
-    if rounded.target is not fake_quantize or rounded.args[1] is None:
-        return None
-    return program.tensors[str(rounded.args[1].target)]
+    stored = _stored_scale(reader.args[0])
+    return None if stored is None else program.tensors[stored]
 
 
 def _weight(tensor: QuantizedTensor, form: str) -> dict[str, Tensor]:

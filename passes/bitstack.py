@@ -139,8 +139,8 @@ class BitStack(LongPass):
         inputs = observed(program, [layer.name for layer in layers], _CALLED, work)
         found = []
         for layer in layers:
-            squares = [inputs[reader.name].square for reader in layer.node.users]
-            size = torch.stack(squares).mean(0).sqrt()
+            seen = [inputs[node.name].square for node in layer.node.users if node.name in inputs]
+            size = torch.stack(seen).mean(0).sqrt() if seen else torch.ones(layer.width)
             found.append((size / size.mean().clamp_min(TINY)).clamp_min(QUIETEST).float())
         return found
 

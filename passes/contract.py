@@ -55,7 +55,12 @@ class Pass(ABC):
 
 
 class LongPass(Pass):
-    """A pass that learns from samples, layer by layer, and takes minutes on large models."""
+    """A pass that can learn from samples, layer by layer; on large models that takes minutes."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether it does so with these options."""
+        return True
 
     @abstractmethod
     def __call__(self, program: Program, work: Work = UNSEEN) -> Program:

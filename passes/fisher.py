@@ -20,6 +20,7 @@ from torch.nn import functional
 from planish.ir.activations import fake_quantize
 from planish.ir.ops import EAGER
 from planish.ir.program import Program, Sample
+from planish.passes.contract import NotApplicable
 
 LOGITS = "logits"
 """The output whose softmax is what a model answers, where there is one."""
@@ -78,6 +79,9 @@ def slopes(
         readers: nodes that call `aten.linear`.
         requests: at least one; one runs at a time.
         progress: told how many requests are done, and of how many.
+
+    Raises:
+        NotApplicable: if an output is not finite.
     """
     found = {reader.name: Slopes(int(reader.meta["val"].shape[-1])) for reader in readers}
     return found, observe(program, found, requests, progress)
@@ -127,18 +131,28 @@ def _surprise(outputs: Mapping[str, Any], chance: torch.Generator) -> tuple[Tens
     """-log p of drawn answers, summed, up to a constant, and the number of rows."""
     if LOGITS in outputs:
         logits = outputs[LOGITS].flatten(0, -2).float()
+        _check_finite(logits, LOGITS)
         drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=chance).squeeze(-1)
         return functional.cross_entropy(logits, drawn, reduction="sum"), len(logits)
-    values = [
-        one.flatten(0, -2).float() if one.dim() > 1 else one.float()[None]
-        for one in outputs.values()
+    values = {
+        name: one.flatten(0, -2).float() if one.dim() > 1 else one.float()[None]
+        for name, one in outputs.items()
         if isinstance(one, Tensor) and one.is_floating_point()
-    ]
+    }
     total = torch.zeros(())
-    for value in values:
+    for name, value in values.items():
+        _check_finite(value, name)
         size = value.detach().square().sum(-1).mean().sqrt().clamp_min(1e-30)
         total = total + (value * torch.randn(value.shape, generator=chance)).sum() / size
-    return total, max(map(len, values), default=0)
+    return total, max(map(len, values.values()), default=0)
+
+
+def _check_finite(output: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(output).all()):
+        raise NotApplicable(
+            f"{name} is not finite on the calibration samples, so no layer's share in it can be "
+            "told: mend the samples, or look for NaN in the checkpoint."
+        )
 
 
 class Differentiable(fx.Interpreter):

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, fx
 
 from planish.ir.program import Program, Sample
 from planish.ir.quant import QuantizedTensor, QuantScheme
@@ -77,16 +77,33 @@ class Gptq(QuantizeWeights):
     is visited once more (coordinate descent, as in QuantEase). Layers then lose a few percent less
     on the samples; whether the model does on other text is to be measured."""
 
+    @field_validator("bias_correction")
+    @classmethod
+    def _is_no_option(cls, asked: bool) -> bool:
+        if asked:
+            raise ValueError(
+                "is of quantize_weights; gptq makes up for what rounding adds as it goes, and "
+                "later layers have seen the biases as they are"
+            )
+        return asked
+
+    @property
+    def learns(self) -> bool:
+        """Always."""
+        return True
+
     def _rounded(self, program: Program, layers: list[Layer], work: Work) -> Mapping[str, Rounded]:
         if not program.has_data:
             return super()._rounded(program, layers, work)  # only sizes are asked for
         names = {layer.name for layer in layers}
         own = [layer for layer in layers_of(program.graph, program) if layer.name in names]
-        read_by = {layer.first_reader: layer for layer in own if LINEAR in layer.roles}
-        others = {layer.name: layer for layer in own if LINEAR not in layer.roles}
-        nearest = super()._rounded(program, [*others.values()], UNSEEN)
+        products = {layer.name: _products(layer) for layer in own}
+        alone = [layer for layer in own if LINEAR in layer.roles and len(products[layer.name]) == 1]
+        read_by = {products[layer.name][0]: layer for layer in alone}
+        others = {layer.name: _why_nearest(layer) for layer in own if layer not in alone}
+        nearest = super()._rounded(program, [one for one in own if one.name in others], UNSEEN)
         found = {
-            name: one._replace(note=f"{one.note}; {others[name].called}: rounded to nearest")
+            name: one._replace(note=f"{one.note}; {others[name]}: rounded to nearest")
             for name, one in nearest.items()
         }
 
@@ -171,7 +188,6 @@ class Gptq(QuantizeWeights):
         for scheme in dict.fromkeys(schemes):
             places = [place for place, one in enumerate(schemes) if one == scheme]
             wide = torch.cat([matrices[place].float() for place in places])
-            wide.masked_fill_(moments.diagonal() == 0, 0)  # where inputs are always 0
             if drifted is not None:
                 wide = wide.addmm(wide, drifted, alpha=self.drift_correction)
             dtype = matrices[0].dtype
@@ -198,6 +214,17 @@ class Gptq(QuantizeWeights):
         for _ in range(self.sweeps):
             rounding = revisited(fitted(rounding, curvature, dtype), curvature)
         return rounding
+
+
+def _products(layer: Layer) -> list[fx.Node]:
+    """The products by a layer's weight; those of a head that are tied to embeddings among them."""
+    return [node for node in layer.node.users if node.target is torch.ops.aten.linear.default]
+
+
+def _why_nearest(layer: Layer) -> str:
+    """What keeps a layer from being rounded by what one product reads."""
+    shared = LINEAR in layer.roles
+    return f"read by {len(layer.node.users)} layers" if shared else layer.called
 
 
 def _stored(rounding: Rounding, parts: list[int], dtype: torch.dtype) -> list[QuantizedTensor]:

@@ -49,6 +49,8 @@ def observed(
 ) -> dict[str, Inputs]:
     """What is read by each linear layer whose weight has one of these names, by the node's name.
 
+    Layers that read what is not finite are left out: nothing can be learned from that.
+
     Raises:
         NotApplicable: if there are no samples.
     """
@@ -63,9 +65,11 @@ def observed(
         rows = [value.flatten(0, -2) for value in visit.inputs]
         count = sum(map(len, rows))
         total = torch.stack([one.sum(0, dtype=torch.float64) for one in rows]).sum(0)
-        squares = torch.stack([one.square().sum(0, dtype=torch.float64) for one in rows]).sum(0)
-        seen = Inputs(total / count, squares / count)
-        found.update(dict.fromkeys((node.name for node in visit.layers), seen))
+        # float16 ends at 65,504, so at the square of 256
+        squares = torch.stack([one.float().square().sum(0, dtype=torch.float64) for one in rows])
+        seen = Inputs(total / count, squares.sum(0) / count)
+        if bool(seen.square.isfinite().all()):
+            found.update(dict.fromkeys((node.name for node in visit.layers), seen))
     return found
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from planish.ir.carried import pairs
 from planish.ir.errors import PlanishError
-from planish.ir.isolation.programs import analyse_program, explain
+from planish.ir.isolation.programs import analyse_program, explain, require
+from planish.ir.isolation.verdict import Analysis
 from planish.ir.program import Change, Program
 from planish.ir.progress import Progress, silent
 from planish.ir.shapes import well_formed
@@ -82,6 +83,7 @@ def apply(
     *,
     names: Callable[[Pass], str],
     isolation: bool = True,
+    strict: str | None = None,
     progress: Progress = silent,
     resume: Path | None = None,
 ) -> tuple[Program, tuple[Step, ...]]:
@@ -92,12 +94,15 @@ def apply(
         passes: what to run.
         names: gives the name of a pass, for the steps and for errors.
         isolation: whether to ask, after each pass, if requests in one batch stay apart.
+        strict: the policy, if it asks for a proof: then no pass is run on what has none, unless one
+            that repairs is to come.
         progress: told the name of each pass when it begins, and how far long ones are.
         resume: a folder where long passes keep what is finished, and find it again.
 
     Raises:
         planish.passes.contract.NotApplicable: if a pass refuses the program.
         planish.passes.work.StaleWork: if `resume` keeps work on something else.
+        planish.ir.isolation.programs.Refused: under `strict`.
         BrokenPromise: if a result is ill-formed, not finite, further off than promised, or less
             isolated than before.
     """
@@ -105,6 +110,9 @@ def apply(
     original = program
     outputs = evaluated(program)
     verdict = analyse_program(program).verdict if isolation else UNANALYSED
+    if resume is not None:
+        recipe = "; ".join(f"{names(one)} {options_of(one)}" for one in passes)
+        Journal(resume, digest(program, recipe)).claim()
     for place, one in enumerate(passes):
         name = names(one)
         progress(name, 0, 0)
@@ -116,7 +124,11 @@ def apply(
         outputs_after = evaluated(after)
         error = _error(name, one, outputs, outputs_after, _states(program))
         if isolation:
-            verdict = _isolation(name, one, verdict, after)
+            analysis = analyse_program(after)
+            _check_isolation(name, one, verdict, analysis)
+            verdict = analysis.verdict
+            if strict and not any(_repairs(later) for later in passes[place + 1 :]):
+                require(analysis, strict, f"what {name} made")
         steps.append(
             Step(
                 name=name,
@@ -150,15 +162,17 @@ def _run(
     return one(program, Work(lambda done, total: progress(name, done, total), journal, original))
 
 
-def _isolation(name: str, one: Pass, before: str, after: Program) -> str:
-    """The verdict after a pass, checked against the promise."""
-    found = analyse_program(after)
+def _check_isolation(name: str, one: Pass, before: str, found: Analysis) -> None:
+    """The verdict after a pass against its promise."""
     if one.contract.isolation != "may break" and _WORSE[found.verdict] > _WORSE[before]:
         raise BrokenPromise(
             f"{name} promises to keep requests of a batch apart as they were ({before}), and now "
             f"the verdict is: {found.verdict}, {explain(found.findings[0])}."
         )
-    return found.verdict
+
+
+def _repairs(one: Pass) -> bool:
+    return one.contract.isolation == "repaired"
 
 
 def evaluated(program: Program) -> Outputs:

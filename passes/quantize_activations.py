@@ -69,6 +69,11 @@ class QuantizeActivations(LongPass):
         dtype = INT8 if self.type == "int" else FP8
         return ActivationScheme(dtype, self.dynamic, self.dynamic and self.granularity == "token")
 
+    @property
+    def learns(self) -> bool:
+        """Only static scales come of samples."""
+        return not self.dynamic
+
     def __call__(self, program: Program, work: Work = UNSEEN) -> Program:
         """Round what each chosen layer reads; layers that read one value read one rounding of it.
 
@@ -84,11 +89,10 @@ class QuantizeActivations(LongPass):
                 groups.setdefault(reader.args[0], []).append(reader)
             for source, readers in groups.items():
                 names = [read_by[reader].names[0] for reader in readers]
-                scale = (
-                    edit.read(f"{names[0]}.input_scale", stored[str(source)], before=readers[0])
-                    if stored
-                    else None
-                )
+                # A weight that several layers share has several inputs, each with its own scale.
+                own = f"{names[0]}.input_scale"
+                own = f"{own}.{readers[0].name}" if own in edit.tensors else own
+                scale = edit.read(own, stored[str(source)], before=readers[0]) if stored else None
                 given = scale, self.scheme.dtype, self.scheme.per_token
                 rounded = edit.call(fake_quantize, source, *given, before=readers[0])
                 for reader in readers:

@@ -32,7 +32,7 @@ class Rounded(NamedTuple):
 
 @dataclass(frozen=True, config=OPTIONS)
 class QuantizeWeights(Format, LongPass):
-    """Store the weights of linear layers in 2, 3, 4 or 8 bits, each group with its own scale.
+    """Store the weights of linear layers in 2 to 8 bits, FP8 or MXFP4, with a scale for each group.
 
     Codes are the nearest ones; the scale of each group is searched for (see
     `planish.passes.rounding`). No calibration samples are needed. The products stay in floating
@@ -103,6 +103,11 @@ class QuantizeWeights(Format, LongPass):
                 return one.scheme
         return self.scheme
 
+    @property
+    def learns(self) -> bool:
+        """Only some searches and corrections ask what layers read."""
+        return self.clip_search == "inputs" or self.bias_correction
+
     def __call__(self, program: Program, work: Work = UNSEEN) -> Program:
         """Quantize every chosen weight.
 
@@ -143,7 +148,8 @@ class QuantizeWeights(Format, LongPass):
         )
         for size in dict.fromkeys(self.scheme_of(layer).group_size for layer in chosen):
             wanting = [layer for layer in chosen if self.scheme_of(layer).group_size == size]
-            check_widths(self.called, size, wanting)
+            fixed = any(self.scheme_of(layer).microscaled for layer in wanting)
+            check_widths(self.called, size, wanting, fixed=fixed)
         return chosen
 
     def _rounded(self, program: Program, layers: list[Layer], work: Work) -> Mapping[str, Rounded]:

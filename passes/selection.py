@@ -77,8 +77,16 @@ def selected(
     return chosen
 
 
-def check_widths(called: str, size: int | None, layers: Sequence[Layer]) -> None:
+def check_widths(
+    called: str, size: int | None, layers: Sequence[Layer], *, fixed: bool = False
+) -> None:
     """Refuse a group size that does not divide every width.
+
+    Args:
+        called: the pass.
+        size: of the groups; None for whole rows, which always fit.
+        layers: that are to be rounded.
+        fixed: whether the format has no other size.
 
     Raises:
         NotApplicable: naming the pass, layers that it does not fit, and a size that does.
@@ -91,7 +99,9 @@ def check_widths(called: str, size: int | None, layers: Sequence[Layer]) -> None
     widths = sorted({layer.width for layer in wrong})
     fitting = [other for other in GROUP_SIZES if not any(width % other for width in widths)]
     remedy = (
-        f"group_size: {min(fitting, key=lambda other: abs(other - size))} does"
+        "MXFP4 has no other size, a format with type: int has"
+        if fixed
+        else f"group_size: {min(fitting, key=lambda other: abs(other - size))} does"
         if fitting
         else "no size on offer does; group_size: null (per channel) fits any width"
     )

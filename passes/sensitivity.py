@@ -182,6 +182,12 @@ def _measured(
             f"{called}: no gradient of the outputs reaches {layers[0].name} or any other layer "
             "that was asked for, so that nothing tells how sensitive they are; name others."
         )
+    for reader, layer in owner.items():
+        if not bool(found[reader.name].features.isfinite().all()):
+            raise NotApplicable(
+                f"{called}: the gradient of the outputs at {layer.name} is not finite on the "
+                "samples, so nothing tells how sensitive it is; name it under ignore, or mend them."
+            )
     sizes = dict.fromkeys((layer.name for layer in layers), 0.0)
     sums = {(layer.name, scheme): (0.0, 0.0) for layer in layers for scheme in schemes}
     for visit in walk(program, requests, list(owner), tell=lambda *far: progress("layers", *far)):

@@ -124,7 +124,9 @@ class Run:
         self._at = 0
 
     def read(self, node: fx.Node) -> list[Tensor]:
-        """The value of a node, for each sample."""
+        """The value of a node, for each sample; a stored tensor is the same for all."""
+        if node.op == "get_attr":
+            return [self._program.tensors[str(node.target)]] * len(self._values)
         return [values[node] for values in self._values]
 
     def results(self, node: fx.Node) -> Iterator[Tensor]:

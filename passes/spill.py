@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+ENDLESS = 1 << 62
+"""Bytes of memory where nobody says how many there are."""
+
+CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where Linux says how much a container may use, in version 2 and 1 of control groups."""
+
 
 def memory_size() -> int:
-    """Bytes of memory that the machine has; without end where it does not say."""
+    """Bytes of memory that the machine has, or that its container allows, if that is less."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        return 1 << 62
+        machine = ENDLESS
+    return min([machine, *map(_said_in, CONTAINER)])
+
+
+def _said_in(file: str) -> int:
+    """The number in a file; without end where it says something else, such as `max`."""
+    try:
+        return int(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ENDLESS
 
 
 def spilled(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from planish.ir.program import Program, Sample
 from planish.passes.choice import Choice, Trades
-from planish.passes.fisher import LOGITS
+from planish.passes.fisher import LOGITS, requests_of
 from planish.passes.inputs import spread
 from planish.passes.sensitivity import TOKENS
 from planish.passes.skipping import next_token_loss
@@ -36,11 +36,22 @@ class Decision(NamedTuple):
 
 
 class _Try(NamedTuple):
-    """A choice, the program rounded so, and the nats a token that it lost on the samples."""
+    """A choice, the nats a token that it lost on the samples, and the program rounded so.
+
+    Only the best try keeps its program: each is as large as the model.
+    """
 
     choice: Choice
-    program: Program
     lost: float
+    program: Program | None = None
+
+
+def _best(tried: Sequence[_Try], allowed: float) -> _Try:
+    """The smallest that loses at most so much, else the one that loses least."""
+    within = [one for one in tried if one.lost <= allowed]
+    if within:
+        return min(within, key=lambda one: one.choice.figures.size)
+    return min(tried, key=lambda one: one.lost)
 
 
 def is_scored(program: Program) -> bool:
@@ -83,6 +94,8 @@ def least_lost(
     if len(choices) == 1:
         return Decision(choices[0], str(choices[0]))
     some = spread(samples, 2 * TOKENS)
+    if len(some) == 1:  # one batch: each of its rows may be on either side
+        some = list(requests_of(program, some[0]))
     learned, others = some[::2], some[1::2] or some
     small = dataclasses.replace(program, calibration=tuple(learned))
     lost = []
@@ -92,7 +105,8 @@ def least_lost(
     least = min(lost)
     best = choices[lost.index(least)]
     least -= surprise(program, others)
-    said = f"{least:.4f} nats a token lost on other samples, the least of {len(choices)} tried"
+    where = "other samples" if len(some) > 1 else "the one sample"
+    said = f"{least:.4f} nats a token lost on {where}, the least of {len(choices)} tried"
     return Decision(best, f"{best}; {said}")
 
 
@@ -115,7 +129,9 @@ def smallest_within(
             break
         after = rounded(program, choice)
         lost = surprise(after, some) - before
-        tried.append(_Try(choice, after, lost))
+        tried.append(_Try(choice, lost, after))
+        best = _best(tried, allowed)
+        tried = [one if one is best else one._replace(program=None) for one in tried]
         if CLOSE * allowed <= lost <= allowed or (lost > allowed and not choice.met):
             break
         if lost <= allowed:
@@ -125,13 +141,8 @@ def smallest_within(
         guess = choice.figures.loss * allowed / max(lost, TINY)
         middle = (does + does_not) / 2 if does_not < math.inf else 2 * does
         limit = guess if does < guess < does_not else middle
-    within = [one for one in tried if one.lost <= allowed]
-    best = (
-        min(within, key=lambda one: one.choice.figures.size)
-        if within
-        else min(tried, key=lambda one: one.lost)
-    )
-    choice = dataclasses.replace(best.choice, met=bool(within))
+    best = _best(tried, allowed)
+    choice = dataclasses.replace(best.choice, met=best.lost <= allowed)
     recovered = (
         f"recovery {math.exp(-best.lost):.4f}, measured on the samples, of {len(tried)} tried"
     )

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from planish import __version__
 from planish.ir.errors import PlanishError
 from planish.ir.program import Program
 from planish.ir.serialize import graph_json
@@ -24,6 +25,10 @@ HEAD = "work.json"
 
 class StaleWork(PlanishError):
     """Work that was kept belongs to something else, or is damaged."""
+
+
+class CannotKeep(PlanishError):
+    """A finished piece of work could not be written."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +63,47 @@ class Journal:
             ) from error
 
     def keep(self, piece: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write a finished piece. A file appears whole or not at all."""
-        self._check()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        head = self.folder / HEAD
-        if not head.exists():
-            draft = head.with_suffix(".part")
-            draft.write_text(json.dumps({"belongs_to": self.belongs_to}) + "\n", encoding="utf-8")
-            os.replace(draft, head)
+        """Write a finished piece. A file appears whole or not at all.
+
+        Raises:
+            CannotKeep: if the disk is full, or the folder may not be written.
+        """
+        self.claim()
         path = self._path(piece)
         part = path.with_suffix(".part")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
-        os.replace(part, path)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+            os.replace(part, path)
+        except (OSError, SafetensorError) as error:
+            part.unlink(missing_ok=True)
+            raise CannotKeep(
+                f"{path} could not be written ({error}). Make room in {self.folder}; the same "
+                "command goes on from the pieces that are finished."
+            ) from error
+
+    def claim(self) -> None:
+        """Say in the folder what its work belongs to, before there is any.
+
+        Raises:
+            StaleWork: if it belongs to something else.
+        """
+        self._check()
+        if self._checked:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = (self.folder / HEAD).with_suffix(".part")
+        draft.write_text(json.dumps({"belongs_to": self.belongs_to}) + "\n", encoding="utf-8")
+        os.replace(draft, self.folder / HEAD)
+        self._checked.append(True)
 
     def _path(self, piece: str) -> Path:
         return self.folder / f"{piece}.safetensors"
 
     def _check(self) -> None:
         head = self.folder / HEAD
-        if self._checked or not head.exists():
+        # A recipe that was refused before anything was done may be put right.
+        is_begun = head.exists() and any(one.name != HEAD for one in self.folder.iterdir())
+        if self._checked or not is_begun:
             return
         try:
             found = json.loads(head.read_text(encoding="utf-8")).get("belongs_to")
@@ -133,13 +160,13 @@ UNSEEN = Work()
 
 
 def digest(program: Program, options: str) -> str:
-    """A digest of a program, its samples, and what is about to be done with it.
+    """A digest of a program, its samples, what is about to be done with it, and by which version.
 
     Args:
         program: graph, tensors and samples all count.
         options: of the pass, as text.
     """
-    found = hashlib.sha256(options.encode())
+    found = hashlib.sha256(f"{__version__} {options}".encode())
     found.update(json.dumps(graph_json(program), sort_keys=True).encode())
     samples = program.calibration or program.samples
     for group in (program.tensors, *samples):

@@ -149,3 +149,22 @@ def test_the_lowered_model_is_proven_too(tmp_path: Path, monkeypatch: pytest.Mon
 def audit_of(model: onnx.ModelProto, folder: Path) -> Any:
     onnx.save(model, folder / "m.onnx")
     return analyse_onnx(folder / "m.onnx", Labels())
+
+
+def test_a_recipe_ends_at_the_pass_whose_result_is_not_proven(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    passes = [
+        {"quantize_activations": {"granularity": "tensor"}},
+        {"gptq": {"bits": 8, "group_size": None}},
+    ]
+    begun: list[str] = []
+    with pytest.raises(Refused, match="in what quantize_activations made"):
+        planish.optimize(
+            nn.Sequential(nn.Linear(32, 32)).eval(),
+            {"passes": passes},
+            inputs=torch.randn(4, 32),
+            output=tmp_path / "out",
+            progress=lambda name, _done, _total: begun.append(name),
+        )
+    assert "quantize_activations" in begun
+    assert "gptq" not in begun

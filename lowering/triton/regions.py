@@ -80,7 +80,10 @@ class _Regions:
         """Rounding that products of codes read: what rounds it, and before it a norm or gate."""
         scheme = ActivationScheme.read_by(node)
         readers = [user for user in node.users if self._of_codes(user, scheme)]
-        if not (readers and scheme.dynamic and scheme.per_token):
+        if not readers:
+            return
+        if not (scheme.dynamic and scheme.per_token):
+            self.notes.append(f"{node.name} is rounded by torch: kernels find a scale for each row")
             return
         source = node_of(node.args[0])
         kind: Codes = "int8" if scheme.dtype == INT8 else "float8_e4m3fn"

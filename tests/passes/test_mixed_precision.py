@@ -281,3 +281,10 @@ def test_recipes_spell_it_out_and_read_it_back(tmp_path: Path) -> None:
     path.write_text(made.to_yaml())
     assert "target:\n      bits: 4.5\n" in made.to_yaml()
     assert recipes.load(path).passes == made.passes
+
+
+def test_answers_that_are_not_finite_are_refused(program: Program) -> None:
+    broken = {"x": torch.full((2, 40, 64), torch.nan)}
+    program = dataclasses.replace(program, calibration=(broken,))
+    with pytest.raises(NotApplicable, match="logits is not finite on the calibration samples"):
+        MixedPrecision(Target(bits=4.5), FOUR)(program)

@@ -160,3 +160,26 @@ def test_values_that_are_not_finite_have_no_static_scale(pair: Program) -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(ValidationError, match="granularity"):
         QuantizeActivations(granularity="row")  # type: ignore[arg-type]
+
+
+class Twice(nn.Module):
+    """Reads one weight in two places, whose inputs differ in size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 32, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(100 * torch.tanh(self.layer(x)))
+        return y
+
+
+def test_each_use_of_a_shared_weight_has_its_own_static_scale() -> None:
+    torch.manual_seed(0)
+    program = from_module(Twice().eval(), {"x": torch.randn(64, 32)})
+    made = QuantizeActivations(dynamic=False)(program)
+    scales: list[Any] = [node.args[1] for node in made.nodes(fake_quantize)]
+    first, second = (float(made.tensors[str(scale.target)]) for scale in scales)
+    assert second > 10 * first
+    want, got = (one.run(**program.samples[0])["output"] for one in (program, made))
+    assert float((want - got).norm() / want.norm()) < 0.02

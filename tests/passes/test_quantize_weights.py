@@ -355,3 +355,36 @@ def test_a_bias_that_others_read_too_is_not_corrected() -> None:
     after = quantizer(bias_correction=True)(program)
     assert after.tensors["first.bias"] is program.tensors["first.bias"]
     assert not any("bias corrected" in change.what for change in after.changes)
+
+
+def test_inputs_of_float16_do_not_overflow_the_search() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32, bias=False)).eval().half()
+    loud = torch.randn(50, 64).half()
+    loud[:, 3] = 400  # whose square is more than float16 holds
+    program = dataclasses.replace(
+        from_module(model, {"input": loud}), calibration=({"input": loud},)
+    )
+    (change,) = QuantizeWeights(bits=4, group_size=32, clip_search="inputs")(program).changes
+    assert "searched without" not in change.what
+    whole = loud.float() @ program.tensors["0.weight"].float().T
+
+    def error(search: Any) -> float:
+        after = QuantizeWeights(bits=4, group_size=32, clip_search=search)(program)
+        (got,) = after.run(input=loud).values()
+        return float((got.float() - whole).norm() / whole.norm())
+
+    assert error("inputs") < error(False)
+
+
+def test_inputs_that_are_not_finite_are_told_and_not_learned_from() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32, bias=False)).eval()
+    broken = torch.randn(50, 64)
+    broken[0, 0] = torch.nan
+    sample = {"input": torch.randn(4, 64)}
+    program = dataclasses.replace(from_module(model, sample), calibration=({"input": broken},))
+    after = QuantizeWeights(bits=4, group_size=32, clip_search="inputs")(program)
+    assert "searched without what it reads" in after.changes[0].what
+    plain = QuantizeWeights(bits=4, group_size=32, clip_search=True)(program)
+    assert torch.equal(after.run(**sample)["output"], plain.run(**sample)["output"])

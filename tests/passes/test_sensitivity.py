@@ -205,3 +205,23 @@ def test_a_step_of_decoding_moves_the_weights_once() -> None:
     program = captured("llama")[1]
     weights = sum(tensor.nbytes for name, tensor in program.tensors.items() if "proj" in name)
     assert weights < decode_bytes(program) < 2 * program.nbytes
+
+
+class Bent(nn.Module):
+    """Gives finite values whose gradient is NaN: the norm of what is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 32, bias=False)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.layer(x)
+        return {"logits": y + (0 * y).square().sum(-1, keepdim=True).sqrt()}
+
+
+def test_gradients_that_are_not_finite_are_refused() -> None:
+    torch.manual_seed(0)
+    program = from_module(Bent().eval(), {"x": torch.randn(8, 4, 32)})
+    layers = chosen(program, "t", ("Linear",), ())
+    with pytest.raises(NotApplicable, match=r"layer\.weight is not finite on the samples"):
+        sensitivities(program, layers, (INT8,), "t")

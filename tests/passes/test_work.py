@@ -7,23 +7,25 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from pydantic.dataclasses import dataclass
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import planish
 from planish.ir.capture.export import from_module
 from planish.ir.program import Program
 from planish.ir.progress import Progress
-from planish.passes import gptq, name_of
+from planish.passes import gptq, name_of, work
 from planish.passes.awq import Awq
 from planish.passes.compensation import Rounding, compensated
-from planish.passes.contract import OPTIONS, Contract, LongPass, Pass
+from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable, Pass
 from planish.passes.gptq import Gptq
 from planish.passes.pipeline import apply
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.sequential import walk
 from planish.passes.smooth_quant import SmoothQuant
-from planish.passes.work import UNSEEN, StaleWork, Work
+from planish.passes.work import UNSEEN, CannotKeep, StaleWork, Work
 
 GPTQ = Gptq(bits=4, group_size=32)
 
@@ -137,6 +139,44 @@ def test_work_on_something_else_is_refused(program: Program, tmp_path: Path) -> 
         with pytest.raises(StaleWork, match="another model, other samples or another recipe"):
             apply(other, [one], names=name_of, resume=tmp_path)
     apply(program, [GPTQ], names=name_of, resume=tmp_path)
+
+
+def test_a_folder_belongs_to_the_whole_recipe(program: Program, tmp_path: Path) -> None:
+    apply(program, [GPTQ], names=name_of, resume=tmp_path)
+    with pytest.raises(StaleWork, match="another recipe"):
+        apply(program, [SmoothQuant(), GPTQ], names=name_of, resume=tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["0-gptq"]
+
+
+def test_a_recipe_that_was_refused_at_once_may_be_put_right(
+    program: Program, tmp_path: Path
+) -> None:
+    with pytest.raises(NotApplicable, match="middle"):
+        apply(
+            program,
+            [Gptq(bits=4, group_size=32, ignore=("middle",))],
+            names=name_of,
+            resume=tmp_path,
+        )
+    apply(program, [GPTQ], names=name_of, resume=tmp_path)
+    assert any(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_full_disk_is_told_and_what_is_finished_stays(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+
+    def full(tensors: dict[str, Tensor], path: Path) -> None:
+        save_file(tensors, path)
+        written.append(path)
+        if len(written) > 1:
+            raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(work, "save_file", full)
+    with pytest.raises(CannotKeep, match=r"last\.weight\.safetensors.*No space left.*Make room"):
+        apply(program, [GPTQ], names=name_of, resume=tmp_path)
+    assert [path.name for path in tmp_path.rglob("*weight*")] == ["left.weight.safetensors"]
 
 
 def test_damaged_work_is_named(program: Program, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import transformers
 
 from planish import api
 from planish.ir.capture.huggingface import from_checkpoint
+from planish.ir.errors import PlanishError
 from planish.ir.program import Program
 from planish.lowering import artifact
 from planish.runtime.tokenizer import Tokenizer
@@ -175,3 +176,19 @@ def test_batches_of_tokens_are_filled_in_and_what_is_given_stays(program: Progra
     assert bool(whole["attention_mask"].all())
     assert torch.equal(masked["attention_mask"], mask)
     assert program.run(**masked)["logits"].shape[:2] == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ("some text", "is a str"),
+        ({"input_ids": torch.zeros(2, 0, dtype=torch.int64)}, "holds no tokens"),
+        ({"input_ids": torch.zeros(1, 8, dtype=torch.int64), "pixels": torch.zeros(1)}, "pixels"),
+        ({"input_ids": torch.zeros(1, 8)}, "torch.float32 of shape"),
+        ({"attention_mask": torch.ones(1, 8)}, "takes the inputs"),
+    ],
+)
+def test_each_batch_has_to_fit(batch: Any, message: str, program: Program) -> None:
+    fitting = {"input_ids": torch.arange(64)[None]}
+    with pytest.raises(PlanishError, match=message):
+        with_samples(program, [fitting, batch])
