@@ -122,7 +122,10 @@ class Binarize(LongPass):
             for layer in (read_by[node] for node in visit.layers):
                 made, note = self._split(layer.matrix(program.tensors), seen)
                 note += "" if seen else "; its inputs' second moments are singular: not calibrated"
-                found[layer.name] = made, note + (few if rows < len(moments) else "")
+                found[layer.name] = (
+                    made,
+                    note + layer.by_first + (few if rows < len(moments) else ""),
+                )
                 visit.weights[layer.node] = made.value
         return found
 

@@ -83,6 +83,12 @@ class Layer:
             node = node.next
         return node
 
+    @property
+    def by_first(self) -> str:
+        """What a note says of a weight with several readers, where only the first is looked at."""
+        count = len(self.node.users)
+        return f"; by what the first of {count} layers reads" if count > 1 else ""
+
     def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """What the readers read, with the input features last: [N, K], of experts [E, N, K]."""
         read = tensors[self.name]

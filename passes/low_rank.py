@@ -129,7 +129,7 @@ class LowRank(LongPass):
                 elif rows < len(moments):
                     note = f"; only {rows} calibration tokens for {len(moments)} inputs"
                     made = made._replace(note=made.note + note)
-                found[layer.name] = made
+                found[layer.name] = made._replace(note=made.note + layer.by_first)
                 visit.weights[layer.node] = made.left @ made.right
         return found
 

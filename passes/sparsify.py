@@ -113,7 +113,7 @@ class Sparsify(LongPass):
                 made_now = self._solved([matrices[one.name] for one in together], visit.inputs)
                 _keep(work, together, made_now)
             for layer, one in zip(together, made_now, strict=True):
-                found[layer.name] = one
+                found[layer.name] = one._replace(note=one.note + layer.by_first)
                 visit.weights[layer.node] = one.matrix
         return found
 

@@ -32,6 +32,7 @@ from planish.passes.rounding import FACTORS, parameters
 from planish.passes.sequential import Run, cross_moments, second_moments, walk
 from planish.passes.spill import ENDLESS, is_spilled, memory_size, spilled
 from support.captured import captured
+from support.shared import shared
 from support.tensors import correlated
 
 aten = torch.ops.aten
@@ -305,22 +306,8 @@ def test_inputs_that_are_always_zero_keep_their_weights_to_nearest(program: Prog
     assert bool(torch.isfinite(made.run(x=x)["output"]).all())
 
 
-class Twice(nn.Module):
-    """Reads one weight in two places."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.last = nn.Linear(32, 32, bias=False), nn.Linear(32, 8, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.last(self.layer(torch.tanh(9 * self.layer(x))))
-        return y
-
-
 def test_a_weight_that_is_read_twice_is_rounded_to_nearest_and_says_so() -> None:
-    torch.manual_seed(0)
-    program = from_module(Twice().eval(), {"x": torch.randn(64, 32)})
-    made = Gptq(bits=4, group_size=32)(program)
+    made = Gptq(bits=4, group_size=32)(shared())
     said = {change.what.split(":")[0]: change.what for change in made.changes}
     assert "read by 2 layers: rounded to nearest" in said["layer.weight"]
     assert "of its output" in said["last.weight"]

@@ -18,6 +18,7 @@ from planish.passes.pipeline import apply, relative_error
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_weights import QuantizeWeights
 from support.captured import captured
+from support.shared import shared
 
 
 class Pair(nn.Module):
@@ -162,22 +163,9 @@ def test_options_are_checked() -> None:
         QuantizeActivations(granularity="row")  # type: ignore[arg-type]
 
 
-class Twice(nn.Module):
-    """Reads one weight in two places, whose inputs differ in size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(32, 32, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(100 * torch.tanh(self.layer(x)))
-        return y
-
-
 def test_each_use_of_a_shared_weight_has_its_own_static_scale() -> None:
-    torch.manual_seed(0)
-    program = from_module(Twice().eval(), {"x": torch.randn(64, 32)})
-    made = QuantizeActivations(dynamic=False)(program)
+    program = shared()
+    made = QuantizeActivations(dynamic=False, targets=("layer",))(program)
     scales: list[Any] = [node.args[1] for node in made.nodes(fake_quantize)]
     first, second = (float(made.tensors[str(scale.target)]) for scale in scales)
     assert second > 10 * first

@@ -20,6 +20,7 @@ from planish.passes.sparsify import Sparsify
 from planish.passes.sparsity import Sparsity, by_inputs, by_size, compensated
 from planish.passes.work import Journal, Work
 from support.pair import BEFORE, calibrated_pair
+from support.shared import shared
 from support.tensors import correlated
 
 
@@ -143,3 +144,10 @@ def test_singular_moments_fall_back_and_say_so(program: Program) -> None:
     wrong = {"x": torch.full((200, 64), torch.inf)}
     after = Sparsify(targets=("first",))(dataclasses.replace(program, calibration=(wrong,)))
     assert "singular: by wanda" in after.changes[0].what
+
+
+def test_it_is_told_where_only_the_first_use_of_a_weight_is_looked_at() -> None:
+    made = Sparsify(sparsity=0.5, method="wanda")(shared())
+    said = {change.what.split(":")[0]: change.what for change in made.changes}
+    assert "by what the first of 2 layers reads" in said["layer.weight"]
+    assert "the first of" not in said["last.weight"]
