@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -14,7 +15,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from planish import __version__
 from planish.ir.errors import PlanishError
 from planish.ir.program import Program
 from planish.ir.serialize import graph_json
@@ -166,7 +166,7 @@ def digest(program: Program, options: str) -> str:
         program: graph, tensors and samples all count.
         options: of the pass, as text.
     """
-    found = hashlib.sha256(f"{__version__} {options}".encode())
+    found = hashlib.sha256(f"{version('planish')} {options}".encode())
     found.update(json.dumps(graph_json(program), sort_keys=True).encode())
     samples = program.calibration or program.samples
     for group in (program.tensors, *samples):
