@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compile_kernels import specs
 from gpu_timing import Call, copies, timed
-from kernels import specs
 from torch import Tensor
 from torch.nn import functional
 
