@@ -131,7 +131,7 @@ def measured(row: Row, python: str, files: list[str]) -> dict[str, Any]:
     """One row of the table: the driver's last line."""
     tool, method, ratio = row
     done = subprocess.run(
-        # -P: what lies beside the driver, such as kernels.py, is no package for transformers
+        # -P: no file beside the driver stands in for a package
         [python, "-P", str(DRIVER), tool, method, str(ratio), *files],
         stdout=subprocess.PIPE,
         text=True,
