@@ -11,7 +11,6 @@ from typer import Argument, Option
 
 from planish import __version__, console
 from planish.ir.errors import PlanishError
-from planish.runtime.machine import return_freed_memory
 
 app = typer.Typer(
     name="planish",
@@ -495,7 +494,6 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     given = (["--debug"] if debug else []) + [one for one in given if one != "--debug"]
-    return_freed_memory()
     try:
         with console.warnings_as_lines():
             code: int = app(given, standalone_mode=False) or 0

@@ -1,6 +1,6 @@
 """Smaller dense models: Planish beside Torch-Pruning and SliceGPT, in one run.
 
-    python benchmarks/structured.py [--model smollm2|gemma3]
+    python benchmarks/structured.py [--model smollm2|gemma3|smollm2-healed]
                                     [--torchpruning PYTHON] [--slicegpt PYTHON]
                                     [--samples 64] [--windows 8]
                                     [--only TOOL/METHOD[@RATIO] ...] [--results FILE]
@@ -39,7 +39,12 @@ RESULTS = Path(__file__).parent / "results" / "structured.json"
 DRIVER = Path(__file__).parent / "structured_tools.py"
 LENGTH, WINDOW = 512, 1024
 
-MODELS: Mapping[str, Callable[[], Path]] = {"smollm2": assets.smollm2, "gemma3": assets.gemma3}
+MODELS: Mapping[str, Callable[[], Path]] = {
+    "smollm2": assets.smollm2,
+    "gemma3": assets.gemma3,
+    "smollm2-healed": assets.smollm2,
+}
+"""The models; of those that are healed, for half an hour each, more samples should be given."""
 
 Row = tuple[str, str, float]
 """A tool, its method, and the ratio that it is asked for."""
@@ -69,7 +74,16 @@ SLICING: tuple[Row, ...] = (
     ("slicegpt", "random", 0.25),
     ("slicegpt", "random", 0.4),
 )
-ROWS: Mapping[str, tuple[Row, ...]] = {"smollm2": (*PRUNING, *SLICING), "gemma3": PRUNING}
+HEALED: tuple[Row, ...] = (
+    ("planish", "compact-healed", 0.22),
+    ("planish", "slice/shared+healed", 0.1),
+    ("planish", "slice/shared+healed", 0.2),
+)
+ROWS: Mapping[str, tuple[Row, ...]] = {
+    "smollm2": (*PRUNING, *SLICING),
+    "gemma3": PRUNING,
+    "smollm2-healed": HEALED,
+}
 """By model what is measured; the ratio of a recipe of the zoo is what is written in it.
 
 Of SmolLM2, `compact`, Torch-Pruning's rows but the last, and SliceGPT at 0.4 have equally many

@@ -22,6 +22,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 BATCH = 4
+"""How many samples SliceGPT is given together."""
+
+HEALING = {"steps": 2000, "minutes": 30.0, "learning_rate": 0.0002}
+"""As in the recipe `compact-healed`."""
 
 
 class Made(NamedTuple):
@@ -46,7 +50,11 @@ def tokens_of(path: str) -> Tensor:
 
 
 def recipe(method: str, ratio: float) -> str | dict[str, Any]:
-    """What Planish does by the name of a method: a recipe of the zoo, or one pass."""
+    """What Planish does by the name of a method: a recipe of the zoo, or a pass, maybe healed."""
+    if method.endswith("+healed"):
+        made = recipe(method.removesuffix("+healed"), ratio)
+        assert isinstance(made, dict)
+        return {"passes": [*made["passes"], {"distill": HEALING}]}
     kind, _, detail = method.partition("/")
     if kind == "slice":
         bases, _, more = detail.partition("+")
@@ -76,11 +84,9 @@ def planish(method: str, ratio: float, model: str, tokens: Tensor) -> Made:
     from planish.passes import name_of  # noqa: PLC0415
     from planish.passes.pipeline import apply  # noqa: PLC0415
     from planish.recipes import load  # noqa: PLC0415
-    from planish.runtime.machine import return_freed_memory  # noqa: PLC0415
     from planish.samples import _inputs, with_samples  # noqa: PLC0415
 
-    return_freed_memory()  # as the command line does
-    program = with_samples(capture(model), [{"input_ids": rows} for rows in tokens.split(BATCH)])
+    program = with_samples(capture(model), [{"input_ids": rows} for rows in tokens.split(1)])
     passes = load(recipe(method, ratio)).passes if method != "float32" else ()
     after, steps = apply(program, passes, names=name_of, isolation=False)
     sizes = {size.name: {"P": 0}.get(size.name, 1) for size in after.sizes}

@@ -25,7 +25,6 @@ from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.fisher import requests_of
 from planish.passes.healing import (
     Student,
-    joined,
     rate,
     restore,
     spoken,
@@ -70,7 +69,7 @@ class Distill(LongPass):
     """The highest; 0.0001 if not said, and 0.001 with `mode: lora`."""
 
     batch: int = Field(default=4, ge=1)
-    """How many samples a step takes, run together."""
+    """How many samples a step takes: it follows the mean of their gradients."""
 
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """By which logits are divided before they are compared."""
@@ -158,10 +157,10 @@ class Distill(LongPass):
         begun = time.monotonic() - spent
         while (done := self._done(step, begun)) < 1:
             chosen = self._batch(train, step)
-            sample = joined(program, [one for one, _ in chosen])
-            expected = spoken(original, joined(original, [other for _, other in chosen]))
-            loss = student.backward(sample, expected, self.temperature)
-            _finite(loss, step, self._rate)
+            for one, other in chosen:  # by itself, a sample's activations stay in caches
+                expected = spoken(original, other)
+                loss = student.backward(one, expected, self.temperature, 1 / len(chosen))
+                _finite(loss, step, self._rate)
             torch.nn.utils.clip_grad_norm_(student.parameters.values(), 1.0)
             for group in optimizer.param_groups:
                 group["lr"] = self._rate * rate(done)

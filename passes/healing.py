@@ -74,14 +74,16 @@ class Student:
         loss, _ = apart(outputs, expected, sample, temperature, wants_gradient=False)
         return loss
 
-    def backward(self, sample: Sample, expected: Mapping[str, Tensor], temperature: float) -> float:
-        """The same, adding its gradients to those of the parameters."""
+    def backward(
+        self, sample: Sample, expected: Mapping[str, Tensor], temperature: float, share: float = 1.0
+    ) -> float:
+        """The same, adding so large a share of its gradients to those of the parameters."""
         with torch.enable_grad():
             outputs = self._run(sample)
             loss, gradients = apart(outputs, expected, sample, temperature)
             names = [name for name in gradients if outputs[name].requires_grad]
             torch.autograd.backward(
-                [outputs[name] for name in names], [gradients[name] for name in names]
+                [outputs[name] for name in names], [gradients[name].mul_(share) for name in names]
             )
         return loss
 
@@ -153,17 +155,6 @@ def spoken(program: Program, sample: Sample) -> dict[str, Tensor]:
     """What a program gives for a sample, without its states."""
     states = set(pairs((spec.name for spec in program.inputs), program.outputs).values())
     return {name: one for name, one in program.run(**sample).items() if name not in states}
-
-
-def joined(program: Program, requests: Sequence[Sample]) -> Sample:
-    """A batch of requests of one row each, of the same lengths."""
-    batch: dict[str, Tensor] = {}
-    for spec in program.inputs:
-        parts = [one[spec.name] for one in requests]
-        batch[spec.name] = (
-            parts[0] if spec.batch_axis is None else torch.cat(parts, spec.batch_axis)
-        )
-    return batch
 
 
 def rate(done: float) -> float:

@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 
 from planish.ir.activations import fake_quantize
 from planish.ir.program import Program, Sample
-from planish.passes.spill import is_spilled, memory_size, spilled
+from planish.passes.spill import is_spilled, memory_size, return_freed, spilled
 from planish.passes.work import UNSEEN
 
 LIMIT = memory_size() // 4
@@ -151,6 +151,7 @@ class Run:
             self._spill(values)
         self._forget(self.weights, stop)
         self._at = stop
+        return_freed()
 
     def _spill(self, values: dict[fx.Node, Value]) -> None:
         """Move the tensors of one sample to files, where all samples hold more than `LIMIT`."""

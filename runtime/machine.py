@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-LARGE = 1 << 21
-"""Bytes of a block that goes back to the system as soon as it is free."""
-
-_M_MMAP_THRESHOLD = -3  # mallopt(3)
 
 INSTRUCTIONS = (
     *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
@@ -77,22 +71,6 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # getrusage(2): kilobytes on Linux
-
-
-def return_freed_memory() -> bool:
-    """Let this process give blocks of `LARGE` bytes back to the system as soon as they are free.
-
-    glibc raises that size to 32 MB once such blocks have been freed; activations of calibration
-    samples are smaller, and leave a third more memory behind than is in use. This concerns the
-    whole process, so the command line asks for it, never the library.
-
-    Returns:
-        Whether the C library took it: others than glibc need no telling.
-    """
-    try:
-        return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE))
-    except (AttributeError, OSError, TypeError):  # macOS, Windows
-        return False
 
 
 def _flags() -> frozenset[str]:

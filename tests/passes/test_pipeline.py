@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from planish.ir.capture.export import from_module
-from planish.ir.program import IllFormed, Program
+from planish.ir.program import Change, IllFormed, Program
 from planish.passes import name_of, pipeline
 from planish.passes.cast import Cast
 from planish.passes.contract import OPTIONS, Contract, NotApplicable, Pass
@@ -225,3 +225,41 @@ def test_nodes_are_not_shared_between_programs(program: Program) -> None:
     after = run(program, Scale())
     mine: set[fx.Node] = set(program.graph.nodes)
     assert mine.isdisjoint(after.graph.nodes)
+
+
+def precision() -> str:
+    """How float32 matrices are multiplied now."""
+    return str(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class Says(Pass):
+    """Changes nothing, and records how float32 matrices are multiplied meanwhile."""
+
+    contract: ClassVar[Contract] = Contract(numerics="exact", isolation="kept")
+    fails: bool = False
+    """Whether to end there."""
+
+    def __call__(self, program: Program) -> Program:
+        if self.fails:
+            raise NotApplicable("fails, having been asked to.")
+        change = Change("output", precision())
+        return dataclasses.replace(program, changes=(*program.changes, change))
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class LossySays(Says):
+    """The same, and may round."""
+
+    contract: ClassVar[Contract] = Contract(numerics="lossy", isolation="kept")
+
+
+def test_only_lossy_passes_multiply_as_quickly_as_the_processor_can(program: Program) -> None:
+    before = precision()
+    _, (exact, lossy) = apply(program, [Says(), LossySays()], names=lambda one: type(one).__name__)
+    assert [change.what for change in exact.changes] == [before]
+    assert [change.what for change in lossy.changes] == ["bf16"]
+    assert precision() == before
+    with pytest.raises(NotApplicable):
+        apply(program, [LossySays(fails=True)], names=lambda one: type(one).__name__)
+    assert precision() == before
