@@ -43,6 +43,7 @@ RECIPES: dict[str, Any] = {
     "w8a8-cpu": "w8a8-cpu",
     "w7a8-cpu": "w7a8-cpu",
     "w4a16": "w4a16",
+    "w4a16-cpu": "w4a16-cpu",
 }
 BATCHES, PROMPT, NEW = (1, 4, 16), 256, 32
 TOKENS, WINDOW = 8192, 1024

@@ -44,7 +44,10 @@ class Target:
 
 CPU = Target(
     contrib=frozenset(
-        {"MatMulNBits", "GatherBlockQuantized", "LinearAttention", "MatMulIntegerToFloat"}
+        {
+            *("MatMulNBits", "GatherBlockQuantized", "LinearAttention", "MatMulIntegerToFloat"),
+            "SkipSimplifiedLayerNormalization",
+        }
     ),
     computes=((torch.bfloat16, torch.float32),),
 )

@@ -133,6 +133,7 @@ ZOO = [
     "ternary",
     "w4a16",
     "w4a16-awq",
+    "w4a16-cpu",
     "w4a16-gptq",
     "w4a8",
     "w7a8-cpu",
