@@ -49,7 +49,10 @@ def planish(method: str, group: int, model: str, tokens: torch.Tensor, out: Path
 
 
 def llmcompressor(method: str, group: int, model: str, tokens: torch.Tensor, out: Path) -> float:
-    """llm-compressor's one-shot run, with its defaults but for bits and groups."""
+    """llm-compressor's one-shot run, with its defaults but for bits and groups.
+
+    Its AWQ (0.14) pins memory, which torch refuses where there is no accelerator: not done then.
+    """
     from datasets import Dataset  # noqa: PLC0415
     from llmcompressor import oneshot  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
@@ -58,6 +61,9 @@ def llmcompressor(method: str, group: int, model: str, tokens: torch.Tensor, out
         from llmcompressor.modifiers.quantization import GPTQModifier as Modifier  # noqa: PLC0415
     else:
         from llmcompressor.modifiers.awq import AWQModifier as Modifier  # noqa: PLC0415
+
+        if not torch.accelerator.is_available():
+            torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]
     scheme = {
         "targets": ["Linear"],
         "weights": {
