@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from planish import recipes, release
+from planish.decoding import check_decodes, check_pair, stored
 from planish.gate import check_gate
 from planish.ir.activations import ActivationScheme
 from planish.ir.capture.export import from_module
@@ -61,6 +62,8 @@ class Result:
         isolation: the verdict on whether requests in a batch stay apart.
         certificate: what the verdict speaks of, what it rests on, what it does not cover.
         policy: what was asked of the result's isolation.
+        decode: the second form of a language model, which reads single new tokens, where the recipe
+            makes one.
         folder: where the artifact was written, if it was.
         files: bytes by kind of file in the artifact (`"onnx"`, `"torch"` or `"triton"`,
             and `"checkpoint"`).
@@ -74,9 +77,22 @@ class Result:
     isolation: str = UNANALYSED
     certificate: Mapping[str, Any] = field(default_factory=dict)
     policy: Isolation = "enforce"
+    decode: Result | None = None
     folder: Path | None = None
     files: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def all_steps(self) -> tuple[Step, ...]:
+        """What each pass did, those of the second form after the others and named for it."""
+        further = () if self.decode is None else self.decode.steps
+        named = (dataclasses.replace(step, name=f"decode: {step.name}") for step in further)
+        return (*self.steps, *named)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors; those that both forms hold count once."""
+        return stored(self.program, *([] if self.decode is None else [self.decode.program]))
 
     def save(
         self,
@@ -108,6 +124,7 @@ class Result:
 
         Raises:
             planish.lowering.artifact.NotOurs: if the folder exists and is no artifact.
+            BadCall: if there is a second form, and the target is not ONNX.
             planish.gate.BadGate: if `gate` holds something that is no batch size, or the target
                 is not ONNX.
             planish.lowering.artifact.NoSpace: if the disk has too little room.
@@ -117,6 +134,7 @@ class Result:
             planish.ir.isolation.programs.Refused: if the lowered model is not proven isolated,
                 under `enforce`.
         """
+        _check_lowering(self.recipe, self.policy, target or self.recipe.target)
         this: Any = self  # type checkers may see this file under two names
         made: Any = release.write(
             this,
@@ -136,9 +154,9 @@ class Result:
             "recipe": self.recipe.name,
             "model": self.original.source.name,
             "folder": None if self.folder is None else str(self.folder),
-            "steps": [release.step_json(step) for step in self.steps],
+            "steps": [release.step_json(step) for step in self.all_steps],
             "parameters": [self.original.parameters, self.program.parameters],
-            "tensor_bytes": [self.original.nbytes, self.program.nbytes],
+            "tensor_bytes": [self.original.nbytes, self.nbytes],
             "file_bytes": dict(self.files),
             "isolation": self.isolation,
             "notes": list(self.notes),
@@ -245,16 +263,13 @@ def optimize(
     Raises:
         planish.ir.isolation.programs.Refused: if requests in one batch are not proven to stay
             apart, under `"enforce"`; nothing is written.
+        planish.decoding.NotOneModel: if the recipe makes a second form for single tokens, and the
+            model keeps no cache, or the forms do not understand each other's.
         PlanishError: with a message that says what is wrong and what would help.
     """
     chosen = recipes.load(recipe)
     policy = isolation or chosen.isolation
-    if policy == "bitwise" and (target or chosen.target) != "triton":
-        raise BadCall(
-            "isolation: bitwise needs target triton, whose kernels can add in one order whatever "
-            "the number of rows; enforce proves that no request changes another's values, up to "
-            "how kernels round."
-        )
+    _check_lowering(chosen, policy, target or chosen.target)
     if output is not None:  # before any work
         check_target(Path(output))
         check_gate(gate, target or chosen.target)
@@ -264,32 +279,77 @@ def optimize(
         _check_gguf(original, chosen.passes)  # before any work
     if output is not None:
         check_space(Path(output), original.nbytes // LEAST)
+    if chosen.decode:
+        check_decodes(original)
     if samples is not None:
         original = with_samples(original, samples)
-    asked = policy != "off"
-    repaired = any(one.contract.isolation == "repaired" for one in chosen.passes)
-    if policy in STRICT and not repaired:
-        require(analyse_program(original), policy, "the model")  # before any work
-    program, steps = apply(
-        original,
-        chosen.passes,
-        names=name_of,
-        isolation=asked,
-        strict=policy if policy in STRICT else None,
-        progress=progress,
-        resume=None if resume is None else Path(resume),
-    )
-    result = Result(program, original, steps, chosen, policy=policy)
-    if asked:
-        analysis = analyse_program(program)
-        _hold(policy, analysis, "the result")
-        result = dataclasses.replace(
-            result, isolation=analysis.verdict, certificate=certificate(program, analysis)
-        )
+    kept = None if resume is None else Path(resume)
+    result = _made(original, chosen, policy, progress, kept)
+    if chosen.decode:
+        result = _with_decode(result, progress, kept and kept / "decode")
     if output is None:
         return result
     return result.save(
         output, target=target, opset_only=opset_only, gguf=gguf, gate=gate, progress=progress
+    )
+
+
+def _check_lowering(recipe: recipes.Recipe, policy: Isolation, target: Target) -> None:
+    """Refuse what the target cannot give."""
+    if recipe.decode and target != "onnx":
+        raise BadCall(
+            f"The recipe {recipe.name} has a list decode, which is for target onnx: what is "
+            f"lowered to {target} is one program. Leave the list or the target out."
+        )
+    if policy == "bitwise" and target != "triton":
+        raise BadCall(
+            "isolation: bitwise needs target triton, whose kernels can add in one order whatever "
+            "the number of rows; enforce proves that no request changes another's values, up to "
+            "how kernels round."
+        )
+
+
+def _with_decode(first: Result, progress: Progress, resume: Path | None) -> Result:
+    """A result with the second form that its recipe makes of the same model."""
+    alone = dataclasses.replace(first.recipe, passes=first.recipe.decode, decode=())
+
+    def told(what: str, done: int, total: int) -> None:
+        progress(f"decode: {what}", done, total)
+
+    second = _made(first.original, alone, first.policy, told, resume)
+    check_pair(first.program, second.program)
+    verdict = max(first.isolation, second.isolation, key=release.severity)
+    return dataclasses.replace(first, decode=second, isolation=verdict)
+
+
+def _made(
+    original: Program,
+    recipe: recipes.Recipe,
+    policy: Isolation,
+    progress: Progress,
+    resume: Path | None,
+) -> Result:
+    """What the passes of a recipe make, held to the policy."""
+    asked = policy != "off"
+    repaired = any(one.contract.isolation == "repaired" for one in recipe.passes)
+    if policy in STRICT and not repaired:
+        require(analyse_program(original), policy, "the model")  # before any work
+    program, steps = apply(
+        original,
+        recipe.passes,
+        names=name_of,
+        isolation=asked,
+        strict=policy if policy in STRICT else None,
+        progress=progress,
+        resume=resume,
+    )
+    result = Result(program, original, steps, recipe, policy=policy)
+    if not asked:
+        return result
+    analysis = analyse_program(program)
+    _hold(policy, analysis, "the result")
+    return dataclasses.replace(
+        result, isolation=analysis.verdict, certificate=certificate(program, analysis)
     )
 
 
@@ -314,5 +374,5 @@ def _hold(policy: Isolation, analysis: Analysis, what: str) -> None:
             f"isolation: the verdict on {what} is {analysis.verdict}, {explain(first)}. What would "
             f"help: {first.fix}.",
             NotIsolated,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -365,13 +365,29 @@ def evaluate(
     limit: Annotated[
         int | None, Option(help="Stop after so many tokens or questions.", min=1)
     ] = None,
+    one_by_one: Annotated[
+        bool,
+        Option(
+            "--one-by-one",
+            help="Read the text a token at a time, as what is generated is read: slower, and what "
+            "a recipe with a list decode needs to be judged by.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure perplexity, or accuracy on multiple-choice questions, and what was recovered."""
     from planish import commands
 
     commands.evaluate(
-        artifact, text, choices, against, window=window, stride=stride, limit=limit, as_json=as_json
+        artifact,
+        text,
+        choices,
+        against,
+        window=window,
+        stride=stride,
+        limit=limit,
+        one_by_one=one_by_one,
+        as_json=as_json,
     )
 
 

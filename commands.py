@@ -106,7 +106,8 @@ def convert(
             offered = ", ".join(word for word in allowed if word)
             raise BadUsage(f"{name} {value}: choose one of {offered}.")
     chosen = recipes.load(recipe)
-    stages = 1 + len(chosen.passes) + WRITING + options.gguf + bool(options.gate)
+    passes = len(chosen.passes) + len(chosen.decode)
+    stages = 1 + passes + WRITING + options.gguf + bool(options.gate)
     with console.stages(stages, quiet=quiet) as progress:
         return api.optimize(
             resolve(model, options.input_shapes),
@@ -138,12 +139,12 @@ def show_result(result: api.Result, *, as_json: bool) -> None:
                 "-" if step.error is None else f"{step.error:.2e}",
                 *map(console.size, step.nbytes),
             ]
-            for step in result.steps
+            for step in result.all_steps
         ],
     )
     for note in result.notes:
         console.out.print(f"note: {note}", markup=False, soft_wrap=True)
-    before, after = result.original.nbytes, result.program.nbytes
+    before, after = result.original.nbytes, result.nbytes
     console.figures(
         {
             "tensors": f"{console.size(before)} -> {console.size(after)}"
@@ -175,16 +176,21 @@ def evaluate(
     window: int,
     stride: int | None,
     limit: int | None,
+    one_by_one: bool,
     as_json: bool,
 ) -> None:
     """Measure perplexity or multiple-choice accuracy."""
     if (text is None) == (choices is None):
         raise BadUsage("give either --text FILE or --choices FILE.jsonl.")
+    if one_by_one and text is None:
+        raise BadUsage("--one-by-one is for --text; questions are always read whole.")
     session = Session.open(artifact)
     baseline = _against(against)
     with console.counting("evaluate", quiet=as_json) as bar:
         if text is not None:
-            found: Any = perplexity_of(session, text, window, stride, baseline, limit, bar)
+            found: Any = perplexity_of(
+                session, text, window, stride, baseline, limit, bar, one_by_one=one_by_one
+            )
         else:
             found = choose(session, choices or Path(), baseline, limit, bar)
     if as_json:

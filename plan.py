@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from planish import api, recipes
+from planish.decoding import check_decodes, stored
 from planish.ir.capture.meta import from_config
 from planish.ir.cost import layers, parameters
 from planish.ir.program import Program
@@ -122,9 +123,15 @@ def plan(model: api.Model, recipe: api.RecipeLike) -> Plan:
     start = time.process_time()
     before = _without_data(model)
     after, steps, refusal = _run(before, chosen.passes)
+    made = [after]
+    if chosen.decode and refusal is None:
+        check_decodes(before)
+        second, further, refusal = _run(before, chosen.decode)
+        made.append(second)
+        steps += tuple(dataclasses.replace(one, name=f"decode: {one.name}") for one in further)
     planned = time.process_time() - start
     forms: Counter[str] = Counter()
-    for layer in layers(after):
+    for layer in (layer for one in made for layer in layers(one)):
         forms[layer.form] += layer.nbytes
     return Plan(
         model=before.source.name,
@@ -133,9 +140,9 @@ def plan(model: api.Model, recipe: api.RecipeLike) -> Plan:
         steps=steps,
         refusal=refusal,
         parameters=(parameters(before), parameters(after)),
-        nbytes=(before.nbytes, after.nbytes),
+        nbytes=(before.nbytes, stored(*made)),
         forms=dict(forms),
-        estimate=_estimate(before, after, chosen.target, planned),
+        estimate=_estimate(before, made, chosen.target, planned),
     )
 
 
@@ -179,7 +186,7 @@ def _step(one: Pass, before: Program, after: Program, *, needs_data: bool) -> Pl
     )
 
 
-def _estimate(before: Program, after: Program, target: str, planned: float) -> Estimate:
+def _estimate(before: Program, made: Sequence[Program], target: str, planned: float) -> Estimate:
     """What `convert` would take.
 
     The work on graphs is the same with and without data, so its time is the time that planning
@@ -187,15 +194,16 @@ def _estimate(before: Program, after: Program, target: str, planned: float) -> E
     of the process with one thread, of converting SmolLM2-135M (w4a16, bf16) and all-MiniLM-L6-v2
     (w8a16) on two cores of a server. There, memory came out right to 5% and time to 15%.
     """
-    rounded = _rounded(before, after)
-    lowered = _onnx_bytes(after) if target == ONNX else after.nbytes
+    rounded = sum(_rounded(before, one) for one in made)
+    kept, held = made[0].nbytes, stored(*made)  # the checkpoint holds the first form
+    lowered = sum(map(_onnx_bytes, made)) if target == ONNX else kept
     buffered = _BUFFERED * lowered if target == ONNX and lowered < EXTERNAL_ABOVE else _STREAMED
     return Estimate(
         peak_memory=int(
             _LIBRARIES
             + _NODE * len(before.graph.nodes)
             + before.nbytes
-            + after.nbytes
+            + held
             + _ROUNDING * rounded
             + buffered
         ),
@@ -203,8 +211,8 @@ def _estimate(before: Program, after: Program, target: str, planned: float) -> E
         + _START
         + _READ_SECONDS * before.nbytes
         + _ROUND_SECONDS * rounded
-        + _WRITE_SECONDS * (after.nbytes + lowered),
-        disk=int(after.nbytes + lowered + _companions(before)),
+        + _WRITE_SECONDS * (kept + lowered),
+        disk=int(kept + lowered + _companions(before)),
     )
 
 

@@ -29,8 +29,8 @@ from planish.lowering.artifact import MANIFEST, MEASUREMENTS, ONNX_MODEL, TRITON
 from planish.lowering.checkpoint import copy_companions, write_checkpoint
 from planish.lowering.compressed_tensors import NotExpressible
 from planish.lowering.gguf import write_gguf
-from planish.lowering.onnx.lower import lower
-from planish.lowering.onnx.target import CPU, STANDARD
+from planish.lowering.onnx.lower import OnnxFiles, lower
+from planish.lowering.onnx.target import CPU, STANDARD, Target
 from planish.passes.coupled import coupled
 from planish.passes.pipeline import Step
 from planish.report import write_report
@@ -46,6 +46,12 @@ GGUF = "model.gguf"
 REST = (
     "bitwise holds for generated kernels; torch computes the following by kernels that it chooses "
     "by the size of the batch, so that last bits may depend on it"
+)
+
+TWO_FORMS = (
+    "The ONNX model holds two forms of the model, with their weights: it reads prompts by one and "
+    "single new tokens by the other (`decode` in the recipe). A checkpoint, if one was written, "
+    "holds the first."
 )
 
 _LIBRARIES = (
@@ -76,7 +82,7 @@ def write(
     artifact.check_target(folder)
     # Checkpoint and lowering hold each tensor once; GGUF has in float32 what is not quantized.
     extra = 4 * sum(tensor.numel() for tensor in program.tensors.values()) if gguf else 0
-    artifact.check_space(folder, 2 * program.nbytes + extra + 50_000_000)
+    artifact.check_space(folder, 2 * result.nbytes + extra + 50_000_000)
     with artifact.writing(folder) as staging:
         progress("write the checkpoint", 0, 0)
         files, notes = _write_checkpoint(result, staging)
@@ -84,16 +90,19 @@ def write(
             progress("write the GGUF file", 0, 0)
             files[GGUF] = write_gguf(program, result.original, staging / GGUF)
         chosen = STANDARD if opset_only else CPU
+        decodes = program if result.decode is None else result.decode.program
         timings: list[Timing] = []
+        dense: frozenset[str] = frozenset()
         if gated:
             progress("time layers", 0, 0)
-            timings = time_layers(program, chosen, gated, progress)
+            timings = time_layers(decodes, chosen, gated, progress)
             notes += told(timings, gated)
-            chosen = dataclasses.replace(chosen, dense=slower_weights(timings, gated))
+            dense = slower_weights(timings, gated)
         progress(f"lower to {target}", 0, 0)
         if target == ONNX:
-            notes += () if gated else untold(program)
-            lowered = lower(program, staging / ONNX, chosen)
+            notes += () if gated else untold(decodes)
+            notes += () if decodes is program else (TWO_FORMS,)
+            lowered = _lower_to_onnx(program, decodes, staging / ONNX, chosen, dense)
             files[ONNX] = lowered.nbytes
             notes += lowered.notes
             if result.policy != "off":
@@ -116,19 +125,44 @@ def write(
         result = dataclasses.replace(
             result, folder=folder, files=files, notes=(*result.notes, *notes)
         )
-        (staging / RECIPE).write_text(result.recipe.to_yaml(), encoding="utf-8")
-        progress("compare layers", 0, 0)
-        _write_manifest(result, staging, target)
-        artifact.write_json(
-            staging / MEASUREMENTS,
-            {
-                "seconds": {step.name: step.seconds for step in result.steps},
-                **({"gate": timings_json(timings)} if timings else {}),
-            },
-        )
-        progress("write the report", 0, 0)
-        _write_report(staging)
+        _write_papers(result, staging, target, timings, progress)
     return result
+
+
+def _write_papers(
+    result: Result,
+    staging: Path,
+    target: str,
+    timings: Sequence[Timing],
+    progress: Progress,
+) -> None:
+    """Recipe, manifest, measurements and report, of what was written besides."""
+    (staging / RECIPE).write_text(result.recipe.to_yaml(), encoding="utf-8")
+    progress("compare layers", 0, 0)
+    _write_manifest(result, staging, target)
+    seconds = {step.name: step.seconds for step in result.all_steps}
+    gate = {"gate": timings_json(timings)} if timings else {}
+    artifact.write_json(staging / MEASUREMENTS, {"seconds": seconds, **gate})
+    progress("write the report", 0, 0)
+    _write_report(staging)
+
+
+def _lower_to_onnx(
+    program: Program, decodes: Program, folder: Path, target: Target, dense: frozenset[str]
+) -> OnnxFiles:
+    """Lower a program, and what reads single tokens if that is another.
+
+    Args:
+        program: reads prompts.
+        decodes: reads single tokens; weights stay dense in it where that is faster.
+        folder: where to.
+        target: what for.
+        dense: the names of these weights.
+    """
+    gated = dataclasses.replace(target, dense=dense)
+    if decodes is program:
+        return lower(program, folder, gated)
+    return lower(program, folder, target, decode=(decodes, gated))
 
 
 def read_back(model: str | Path) -> Program | None:
@@ -142,6 +176,11 @@ def read_back(model: str | Path) -> Program | None:
     program = Program.load(folder / TORCH)
     source = dataclasses.replace(program.source, kind="module", folder=folder)
     return dataclasses.replace(program, source=source)
+
+
+def severity(verdict: str) -> int:
+    """How bad a verdict on isolation is, from 0."""
+    return next(place for place, word in enumerate(SEVERITY) if verdict.startswith(word))
 
 
 def _prove_lowered(result: Result, staging: Path, kernels: Program | None = None) -> Result:
@@ -173,7 +212,7 @@ def _prove_lowered(result: Result, staging: Path, kernels: Program | None = None
     }
     return dataclasses.replace(
         result,
-        isolation=max(result.isolation, analysis.verdict, key=SEVERITY.index),
+        isolation=max(result.isolation, analysis.verdict, key=severity),
         certificate={**result.certificate, "lowered": lowered},
     )
 
@@ -199,7 +238,7 @@ def _write_manifest(result: Result, staging: Path, target: str) -> None:
         target=target,
         inputs=_input_hashes(result.original),
         versions=_versions(),
-        steps=tuple(step_json(step) for step in result.steps),
+        steps=tuple(step_json(step) for step in result.all_steps),
         layers=tuple(
             dataclasses.asdict(layer) for layer in compare(result.original, result.program)
         ),
@@ -207,7 +246,7 @@ def _write_manifest(result: Result, staging: Path, target: str) -> None:
             dataclasses.asdict(group) for group in coupled(result.original, result.program)
         ),
         parameters=(result.original.parameters, result.program.parameters),
-        tensor_bytes=(result.original.nbytes, result.program.nbytes),
+        tensor_bytes=(result.original.nbytes, result.nbytes),
         isolation=result.isolation,
         certificate=result.certificate,
         notes=result.notes,

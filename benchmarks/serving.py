@@ -6,8 +6,9 @@ SmolLM2-135M-Instruct reads a prompt of 256 tokens and is then given 32 tokens o
 1, 4 and 16; all sides take turns in one process. Where `onnxruntime_genai` can be imported, its own
 int4 model of the same weights (`onnxruntime_genai.models.builder -p int4 -e cpu`) takes part, at
 batch 1. Perplexity is of the first 8,192 tokens of WikiText-2's test set, windows of 1,024, by the
-ONNX models themselves. Figures go to `benchmarks/results/serving.json`; with --artifacts the
-folders made on the way are kept, and found again.
+ONNX models themselves, read whole and a token at a time. Figures go to
+`benchmarks/results/serving.json`; with --artifacts the folders made on the way are kept, and found
+again.
 """
 
 import argparse
@@ -44,6 +45,7 @@ RECIPES: dict[str, Any] = {
     "w7a8-cpu": "w7a8-cpu",
     "w4a16": "w4a16",
     "w4a16-cpu": "w4a16-cpu",
+    "prefill-decode-cpu": "prefill-decode-cpu",
 }
 BATCHES, PROMPT, NEW = (1, 4, 16), 256, 32
 TOKENS, WINDOW = 8192, 1024
@@ -162,8 +164,13 @@ def main() -> None:
         text = assets.fetch("wikitext2") / "test.parquet"
         for name, path in folders.items():
             session = Session.open(path)
+            whole, by_token = (
+                evaluate(session, text, WINDOW, max_tokens=TOKENS, one_by_one=one).perplexity.value
+                for one in (False, True)
+            )
             judged = {
-                "perplexity": evaluate(session, text, WINDOW, max_tokens=TOKENS).perplexity.value,
+                "perplexity": whole,
+                "perplexity_one_by_one": by_token,
                 "onnx_bytes": sum(one.stat().st_size for one in (path / "onnx").iterdir()),
                 "isolation": session.manifest["isolation"],
             }

@@ -22,8 +22,11 @@ apart, a warning where they may not, or nothing."""
 Target = Literal["onnx", "torch", "triton"]
 """What to lower to: ONNX Runtime, torch run eagerly, or generated GPU kernels."""
 
-KEYS = ("description", "isolation", "target", "passes")
+KEYS = ("description", "isolation", "target", "passes", "decode")
 """The keys of a recipe."""
+
+PASS_LISTS = ("passes", "decode")
+"""Those that hold a list of passes."""
 
 
 class Check:
@@ -56,10 +59,17 @@ class Check:
         for key, words in (("isolation", get_args(Isolation)), ("target", get_args(Target))):
             if key in recipe:
                 self._word(key, recipe[key], words)
-        if "passes" in recipe:
-            self._passes(recipe["passes"])
-        else:
+        if "passes" not in recipe:
             self._problem((), "the key passes is missing")
+        for key in PASS_LISTS:
+            if key in recipe:
+                self._passes(key, recipe[key])
+        if self.fields.get("decode") and self.fields.get("target", "onnx") != "onnx":
+            self._problem(
+                ("decode",),
+                f"is for target onnx, not {self.fields['target']}: other targets run one program",
+                of_key=True,
+            )
 
     def _description(self, value: Any) -> None:
         if isinstance(value, str):
@@ -73,12 +83,12 @@ class Check:
         else:
             self._problem((key,), f"cannot be {shown(value)}{suggestion(value, words)}")
 
-    def _passes(self, items: Any) -> None:
+    def _passes(self, key: str, items: Any) -> None:
         if not isinstance(items, list):
-            self._problem(("passes",), f"must be a list of passes, not {shown(items)}")
+            self._problem((key,), f"must be a list of passes, not {shown(items)}")
             return
-        made = [self._pass(item, ("passes", place)) for place, item in enumerate(items)]
-        self.fields["passes"] = tuple(one for one in made if one is not None)
+        made = [self._pass(item, (key, place)) for place, item in enumerate(items)]
+        self.fields[key] = tuple(one for one in made if one is not None)
 
     def _pass(self, item: Any, path: KeyPath) -> Pass | None:
         """The pass that an item of the list stands for; None if it is a mistake."""

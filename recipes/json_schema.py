@@ -34,16 +34,21 @@ def schema() -> dict[str, Any]:
                 "default": "onnx",
                 "description": "What to lower to.",
             },
-            "passes": {
-                "type": "array",
-                "description": "The passes to run, in order.",
-                "items": {"oneOf": [_item(name, kind) for name, kind in PASSES.items()]},
-            },
+            "passes": _list("The passes to run, in order."),
+            "decode": _list(
+                "The passes, in order, that make a second form of a language model, which reads "
+                "single new tokens; the first reads prompts. For target onnx."
+            ),
         },
         "required": ["passes"],
         "additionalProperties": False,
         "$defs": {name: _options(name, kind) for name, kind in PASSES.items()},
     }
+
+
+def _list(description: str) -> dict[str, Any]:
+    items = {"oneOf": [_item(name, kind) for name, kind in PASSES.items()]}
+    return {"type": "array", "description": description, "items": items}
 
 
 def _item(name: str, kind: type[Pass]) -> dict[str, Any]:

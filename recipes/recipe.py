@@ -39,6 +39,8 @@ class Recipe:
         description: for people.
         isolation: what is asked of the result.
         target: what to lower to.
+        decode: what to run, in order, on the model as it was captured, for a second form of a
+            language model that reads single new tokens; empty where one form reads everything.
         text: the file as it was read; empty for a recipe made in Python.
     """
 
@@ -47,16 +49,21 @@ class Recipe:
     description: str = ""
     isolation: Isolation = "enforce"
     target: Target = "onnx"
+    decode: tuple[Pass, ...] = ()
     text: str = dataclasses.field(default="", compare=False, repr=False)
 
     def to_yaml(self) -> str:
         """The recipe with every option spelled out, so that later defaults do not change it."""
-        passes = [
-            {name_of(one): options_of(one)} if options_of(one) else name_of(one)
-            for one in self.passes
-        ]
         said = {"description": self.description} if self.description else {}
-        return dump({**said, "isolation": self.isolation, "target": self.target, "passes": passes})
+        settings = {"isolation": self.isolation, "target": self.target}
+        lists = {"passes": _spelled(self.passes)}
+        lists |= {"decode": _spelled(self.decode)} if self.decode else {}
+        return dump({**said, **settings, **lists})
+
+
+def _spelled(passes: Sequence[Pass]) -> list[Any]:
+    """Passes as a recipe lists them, with every option."""
+    return [{name_of(one): options_of(one)} if options_of(one) else name_of(one) for one in passes]
 
 
 def load(recipe: Recipe | str | Path | Mapping[str, Any] | Sequence[Pass]) -> Recipe:

@@ -68,6 +68,42 @@ class LanguageModel(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class OneByOne:
+    """A language model that reads a text a token at a time, as it reads what it generates.
+
+    Models that read prompts and single tokens by different kernels, or by different weights, give
+    other numbers then.
+    """
+
+    model: LanguageModel
+
+    @property
+    def label(self) -> str:
+        """The model's, and how it reads."""
+        return f"{self.model.label}, one token at a time"
+
+    @property
+    def takes_padding(self) -> bool:
+        """As the model."""
+        return self.model.takes_padding
+
+    def extend(
+        self, input_ids: Tokens, mask: Tokens | None = None, cache: Cache | None = None
+    ) -> tuple[Array, Cache]:
+        """As the model's `extend`."""
+        logits = []
+        for at in range(input_ids.shape[1]):
+            new = slice(at, at + 1)
+            found, cache = self.model.extend(
+                input_ids[:, new], None if mask is None else mask[:, new], cache
+            )
+            logits.append(found)
+        if cache is None:
+            raise BadInput("There are no tokens to read.")
+        return np.concatenate(logits, axis=1), cache
+
+
 def state_names(inputs: Iterable[str], outputs: Iterable[str]) -> dict[str, str]:
     """For the name of each input that holds a state, the output that gives it back extended.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from planish.ir.errors import PlanishError
 from planish.ir.progress import Progress
-from planish.runtime.causal import LanguageModel, Tokens
+from planish.runtime.causal import LanguageModel, OneByOne, Tokens
 from planish.runtime.eager import Against, EagerModel, opponent
 from planish.runtime.scoring import score
 from planish.runtime.session import Session
@@ -75,6 +75,8 @@ def evaluate(
     against: Against | None = None,
     max_tokens: int | None = None,
     progress: Progress | None = None,
+    *,
+    one_by_one: bool = False,
 ) -> Evaluation:
     """Measure a session's perplexity on a text, and what of a baseline's it keeps.
 
@@ -88,6 +90,8 @@ def evaluate(
         against: the baseline: a session, an artifact, a checkpoint or a model.
         max_tokens: read no more than so many tokens of the text.
         progress: called after each window.
+        one_by_one: let the session read the text a token at a time, as it reads what it generates:
+            by the second form of a recipe with the key `decode`. Slower.
 
     Raises:
         BadWindow: if window, stride or text leave nothing to score.
@@ -102,9 +106,10 @@ def evaluate(
     tokens = np.array(_tokens(session.tokenizer, read_text(text_file), max_tokens), np.int64)
     stride = window - len(prefix) if stride is None else stride
     _check(len(tokens), len(prefix), window, stride, session.context)
-    models = sides(session, against)
+    _, *others = sides(session, against)
+    read: LanguageModel = OneByOne(session) if one_by_one else session
     found, *baselines = [
-        perplexity(model, tokens, window, stride, prefix, progress) for model in models
+        perplexity(model, tokens, window, stride, prefix, progress) for model in (read, *others)
     ]
     baseline = baselines[0] if baselines else None
     return Evaluation(

@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from planish.runtime.backend import CannotOpen, Provider, RunFailed
+from planish.runtime.ort_caches import Rooms, in_place, reads_one, with_room
 from planish.runtime.saturation import saturates
 from planish.runtime.values import Array, Value
 
@@ -47,24 +48,42 @@ class OnnxBackend:
         self.inputs = tuple(map(_value, self._session.get_inputs()))
         self.outputs = tuple(map(_value, self._session.get_outputs()))
         self._dtypes = {value.name: value.dtype for value in self.inputs}
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self._names = [value.name for value in self.outputs]
+        self._in_place = {} if on_cuda else in_place(metadata, self._names)
 
     def run(self, feeds: Mapping[str, Any], kept: Collection[str] = ()) -> dict[str, Any]:
-        """Evaluate; see `Backend.run`. What is kept is an `OrtValue`."""
-        binding = self._session.io_binding()
+        """Evaluate; see `Backend.run`. What is kept is an `OrtValue`, or `Rooms` that hold it."""
+        rooms = self._rooms(feeds, kept)
+        binding = self._session.io_binding() if rooms is None else rooms.binding
+        placed = {} if rooms is None else self._in_place
         for name, fed in feeds.items():
-            self._bind_input(binding, name, fed)
-        for value in self.outputs:
-            binding.bind_output(value.name, self.provider if value.name in kept else "cpu")
+            if name not in placed:
+                self._bind_input(binding, name, fed)
+        written = dict.fromkeys(placed.values())
+        others = [name for name in self._names if name not in written]
+        for name in others:
+            binding.bind_output(name, self.provider if name in kept else "cpu")
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # as above
             raise RunFailed(f"ONNX Runtime failed to run the model: {error}") from error
-        return {
-            value.name: result if value.name in kept else _fetch(result)
-            for value, result in zip(self.outputs, binding.get_outputs(), strict=True)
-        }
+        results: dict[str, Any] = {}
+        given = binding.get_outputs_as_ortvaluevector()  # in the order in which they were bound
+        for place, name in enumerate(others, start=len(written)):
+            value = onnxruntime.OrtValue(given[place])
+            results[name] = value if name in kept else _fetch(value)
+        return results if rooms is None else results | dict.fromkeys(written, rooms.longer())
+
+    def _rooms(self, feeds: Mapping[str, Any], kept: Collection[str]) -> Rooms | None:
+        """The caches that a new position is written into where they lie; None if none are."""
+        names = self._in_place
+        if not names or not reads_one(feeds) or not set(kept) >= set(names.values()):
+            return None
+        return with_room(self._session, names, feeds)
 
     def _bind_input(self, binding: Any, name: str, fed: Any) -> None:
+        fed = fed.exact(name) if isinstance(fed, Rooms) else fed
         if not isinstance(fed, np.ndarray):
             binding.bind_ortvalue_input(name, fed)
         elif self._dtypes[name] == "bfloat16":

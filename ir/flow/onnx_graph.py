@@ -275,7 +275,7 @@ class Scope:
     ) -> None:
         """Add a node, and the names of its outputs if they are single tensors."""
         for value in values:
-            if value.name in node.output:
+            if value.name and value.name in node.output:  # "" stands for none
                 self.names[value.name] = value
         name = f"{self.path}{node.name or node.op_type}"
         self.context.made.update(zip(values, expressions, strict=True))

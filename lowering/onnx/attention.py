@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from planish.ir import ops
+from planish.lowering.onnx import one_token
 from planish.lowering.onnx.builder import Builder, Emitter
 from planish.lowering.onnx.movement import END, sliced
 from planish.lowering.onnx.sizes import Extent
@@ -141,7 +142,17 @@ def _attention(
     packed = [pack(b, tensor) for tensor in (query, key, value)]
     is_packed = all(tensor is not None for tensor in packed)
     tensors = packed if is_packed else [query, key, value]
-    made, *present = b.ops(
+    made, *present = one_token.attention(
+        b,
+        packed,
+        mask,
+        pasts,
+        heads=int(heads),
+        groups=int(groups),
+        scale=scale,
+        softcap=softcap,
+        length=b.shape(query)[2],
+    ) or b.ops(
         1 + len(pasts),
         "Attention",
         *tensors,

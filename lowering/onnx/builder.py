@@ -10,6 +10,7 @@ import torch
 from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype
 from torch import Tensor, fx
 
+from planish.ir.carried import carried
 from planish.ir.program import Program
 from planish.ir.shapes import describe
 from planish.lowering.onnx.sizes import Extent, Sizes, dimension_names, same, zero_test
@@ -63,7 +64,8 @@ class Builder:
         self._taken = {spec.name for spec in program.inputs} | {*program.outputs, *program.tensors}
         self._node: fx.Node | None = None
         self.inputs = {spec.name: ir.Value(name=spec.name) for spec in program.inputs}
-        self._sizes = Sizes(program, self.inputs, self.op)
+        states = carried(self.inputs, program.outputs) if target.one_token else ()
+        self._sizes = Sizes(program, self.inputs, self.op, states)
 
     @property
     def where(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -11,6 +11,7 @@ from torch import fx
 
 from planish.ir.program import Program
 from planish.ir.quant import QuantizedTensor, dequantize
+from planish.lowering.onnx.joined import joined
 from planish.lowering.onnx.model import build
 from planish.lowering.onnx.target import CPU, Target
 
@@ -49,7 +50,12 @@ class OnnxFiles:
 
 
 def lower(
-    program: Program, folder: Path, target: Target = CPU, *, external_above: int = EXTERNAL_ABOVE
+    program: Program,
+    folder: Path,
+    target: Target = CPU,
+    *,
+    decode: tuple[Program, Target] | None = None,
+    external_above: int = EXTERNAL_ABOVE,
 ) -> OnnxFiles:
     """Write `model.onnx`, and `model.onnx.data` for large models, into a folder, which is made.
 
@@ -59,19 +65,27 @@ def lower(
         program: any program; of language models the model has the customary inputs and outputs.
         folder: where to.
         target: what the model is for.
+        decode: another form of the same language model, which the model runs where one new token
+            is read, and what that is for.
         external_above: bytes of tensors above which they are written to a file of their own.
 
     Raises:
         planish.lowering.onnx.model.UnsupportedOperator: naming the node and its operator.
     """
     model, notes = build(program, target)
-    if target.accuracy_level == 4 and any(node.op_type == "MatMulNBits" for node in model.graph):
+    if decode is not None:
+        tokens, more = build(decode[0], replace(decode[1], one_token=True))
+        model, notes = joined(model, tokens), [*dict.fromkeys((*notes, *more))]
+    nodes = model.graph.all_nodes()
+    if target.accuracy_level == 4 and any(node.op_type == "MatMulNBits" for node in nodes):
         notes = [*notes, ROUNDED_ACTIVATIONS]
-    if any(_is_microscaled(node, program) for node in program.nodes(dequantize)):
+    programs = [program] if decode is None else [program, decode[0]]
+    if any(_is_microscaled(node, one) for one in programs for node in one.nodes(dequantize)):
         notes = [*notes, WIDENED_FLOATS]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MODEL_FILE
-    stored = sum(_nbytes(value) for value in model.graph.initializers.values())
+    graphs = (model.graph, *model.graph.subgraphs())
+    stored = sum(_nbytes(value) for graph in graphs for value in graph.initializers.values())
     is_large = stored > external_above
     ir.save(model, path, external_data=DATA_FILE if is_large else None)
     paths = (path, folder / DATA_FILE) if is_large else (path,)

@@ -7,7 +7,7 @@ input's shape, and an expression becomes arithmetic on those.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -78,15 +78,33 @@ Emit = Callable[..., ir.Value]
 class Sizes:
     """Computes sizes in a graph under construction; each is an int64 tensor of shape [1]."""
 
-    def __init__(self, program: Program, inputs: Mapping[str, ir.Value], emit: Emit) -> None:
+    def __init__(
+        self,
+        program: Program,
+        inputs: Mapping[str, ir.Value],
+        emit: Emit,
+        last: Collection[str] = (),
+    ) -> None:
+        """Sizes are read off the first input that has them.
+
+        Args:
+            program: whose sizes they are.
+            inputs: of the graph.
+            emit: emits a node.
+            last: inputs whose sizes follow from those of others where they can, since what is
+                bound to them may be longer than what it holds.
+        """
         self._inputs = inputs
         self._emit = emit
         self._known: dict[Any, ir.Value] = {}
         self._dimensions: dict[Any, tuple[str, int]] = {}
-        for spec in program.inputs:
+        self._first: set[Any] = set()
+        for spec in sorted(program.inputs, key=lambda spec: spec.name in last):
             for axis, extent in enumerate(spec.shape):
                 size = expression(program.shapes.extent(extent))
                 self._dimensions.setdefault(size, (spec.name, axis))
+                if spec.name not in last:
+                    self._first.add(size)
 
     def value(self, extent: Extent) -> ir.Value:
         """The value of a size.
@@ -102,6 +120,8 @@ class Sizes:
         return self._known[size]
 
     def _compute(self, size: Any) -> ir.Value:
+        if size not in self._first and (found := self._difference(size)):
+            return self._emit("Sub", *map(self._value, found))
         if size in self._dimensions and not size.is_number:
             name, axis = self._dimensions[size]
             return self._emit("Shape", self._inputs[name], start=axis, end=axis + 1)
@@ -111,6 +131,11 @@ class Sizes:
         if arithmetic is None:
             raise NotImplementedError(f"the size {size} does not follow from the inputs' shapes")
         return arithmetic(self._emit, *map(self._value, size.args))
+
+    def _difference(self, size: Any) -> tuple[Any, Any] | None:
+        """Two sizes of inputs that a symbol is the difference of."""
+        pairs = ((whole, whole - size) for whole in self._first if whole.is_Add and size.is_Symbol)
+        return next((pair for pair in pairs if pair[1] in self._first), None)
 
 
 def _chain(kind: str) -> Callable[..., ir.Value]:

@@ -29,6 +29,8 @@ class Target:
             is what makes it fast; 1 computes in float32.
         merge: whether quantized projections of one input become one product, then split.
         dense: names of quantized weights to store and multiply in floating point all the same.
+        one_token: whether the graph of a language model will read a single new token at a time, of
+            any number of texts.
     """
 
     contrib: frozenset[str]
@@ -36,6 +38,7 @@ class Target:
     accuracy_level: int = 4
     merge: bool = True
     dense: frozenset[str] = frozenset()
+    one_token: bool = False
 
     def dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype that stands for `dtype` in the model."""
@@ -46,7 +49,7 @@ CPU = Target(
     contrib=frozenset(
         {
             *("MatMulNBits", "GatherBlockQuantized", "LinearAttention", "MatMulIntegerToFloat"),
-            "SkipSimplifiedLayerNormalization",
+            *("SkipSimplifiedLayerNormalization", "GroupQueryAttention"),
         }
     ),
     computes=((torch.bfloat16, torch.float32),),

@@ -85,6 +85,19 @@ def test_a_decoder_in_chunks(family: str, padding: str, session: Any) -> None:
         _close(logits[row][real], want[real] if len(want) == len(real) else want)
 
 
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_second_form_reads_single_tokens(family: str, session: Any, tmp_path: Path) -> None:
+    """By `If` in one file: padded chunks, then a token, give what one form gives for everything."""
+    _, program = captured(family)
+    lower(program, tmp_path, decode=(program, CPU))
+    mask = _mask("left")
+    ids = torch.randint(3, VOCABULARY, mask.shape, generator=torch.Generator().manual_seed(1))
+    want = _in_chunks(session(family), program, ids, mask)
+    got = _in_chunks(open_session(tmp_path), program, ids, mask)
+    real = mask.bool().numpy()
+    _close(got[real], torch.from_numpy(want[real]))
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mamba2"])
 def test_standard_operators_alone(family: str, session: Any) -> None:
     started = session(family, STANDARD)

@@ -125,6 +125,7 @@ ZOO = [
     "fp8",
     "isolate",
     "mamba-w8a8",
+    "prefill-decode-cpu",
     "prune-depth",
     "prune-width",
     "slice-10",
@@ -260,7 +261,8 @@ def test_what_is_not_text_is_refused(tmp_path: Path) -> None:
         (
             {"passes": [{"cast": {"dtype": "float64"}}], "x": 1},
             [
-                "python: x: no such key; choose from description, isolation, target, passes",
+                "python: x: no such key; choose from description, isolation, target, passes, "
+                "decode",
                 'python: passes[0].cast.dtype: cannot be "float64"; did you mean float16?',
             ],
         ),

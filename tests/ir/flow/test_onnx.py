@@ -31,6 +31,21 @@ def test_names_of_sizes() -> None:
     assert x[2] == 3
 
 
+def test_outputs_left_out_are_not_inputs_left_out() -> None:
+    """Both have the empty name; the spread of a norm's rows is no table of angles."""
+    skip = node("SkipSimplifiedLayerNormalization", "x x w", "n", domain="com.microsoft")
+    skip.output.extend(["", "", "s"])
+    inputs = "n n n key value lengths total - - - bias"
+    heads = {"num_heads": 1, "kv_num_heads": 1, "domain": "com.microsoft"}
+    attend = node("GroupQueryAttention", inputs, "y", **heads)
+    past: Dims = ["B", 1, "P", 8]
+    dims: dict[str, Dims | None] = {"x": ["B", "T", 8], "key": past, "value": past}
+    dims |= {"lengths": ["B"], "bias": ["B", 1, "T", "S"]}
+    stored = {"w": np.ones(8, np.float32), "total": np.int32(4)}
+
+    assert verdict(model([skip, attend], dims, stored=stored)) == "isolated"
+
+
 def test_odd_names_of_sizes_stay_apart() -> None:
     flow = read_model(model([], {"x": ["a+b", "a_b", "u0", "0"]}, outputs="x"))
 
