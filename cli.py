@@ -469,7 +469,7 @@ def show_recipe(recipe: Annotated[str, Argument(help="A ready recipe or a YAML f
     """Check a recipe and print it with every option spelled out."""
     from planish import recipes
 
-    console.out.print(recipes.load(recipe).to_yaml(), markup=False, end="")
+    console.out.print(recipes.load(recipe).to_yaml(), markup=False, soft_wrap=True, end="")
 
 
 @app.command(name="passes")

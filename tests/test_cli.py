@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from planish import api, cli
+from planish import api, cli, recipes
 from planish.ir.errors import PlanishError
 from planish.lowering import artifact
 from support.models import tiny_folder
@@ -129,6 +129,12 @@ def test_several_mistakes_stand_one_below_another(tmp_path: Path, run: Run) -> N
     assert (ran.code, first) == (2, "error:")
     assert len(lines) == 3
     assert all(line.startswith(f"  {path}:") for line in lines)
+
+
+def test_a_recipe_is_shown_as_it_reads_back(run: Run) -> None:
+    """Long lines are not wrapped to the width of a window."""
+    ran = run("recipes", "show", "prefill-decode-cpu")
+    assert ran.out == recipes.load("prefill-decode-cpu").to_yaml()
 
 
 def _without_config(folder: Path) -> str:
