@@ -17,9 +17,9 @@ from planish.passes.pipeline import relative_error
 
 TOKENS = "input_ids"
 
-MOST = 1.0
-"""The relative error of new keys and values from which on they count as something else: they are
-further off than zeros would be. Weights of 2 bits stay below; another basis gives 1.4."""
+MOST = 0.5
+"""The relative error of a token's keys and values from which on they count as something else. What
+weights of 4 bits make of them is off by a tenth or two; another basis by 1.4."""
 
 
 class NotOneModel(PlanishError):
@@ -81,10 +81,10 @@ def _check_cache(prompts: Program, tokens: Program, sample: Mapping[str, Tensor]
         error = relative_error(*new)
         if error >= MOST:
             raise NotOneModel(
-                f"decode: {present} of a token is {error:.1f} of its size off what the first form "
-                "keeps, further than if it were zero: one form would misread the other's cache. "
-                "Passes that rotate, such as rotate and slice, belong into both lists, with the "
-                "same options."
+                f"decode: {present} of a token is {error:.2f} of its size off what the first form "
+                "keeps: one form would misread the other's cache. Passes that rotate or scale what "
+                "a cache holds, such as rotate, slice, smooth_quant and awq, belong into both "
+                "lists, with the same options; weights of 2 bits may be too coarse for one of two."
             )
 
 

@@ -167,7 +167,7 @@ def test_the_gate_times_what_reads_batches_of_single_tokens(
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ({"passes": ["rotate"], "decode": [COARSE]}, "further than if it were zero"),
+        ({"passes": ["rotate"], "decode": [COARSE]}, "would misread the other's cache"),
         (
             {"passes": [], "decode": [{"prune_depth": {"layers": 1, "protected": 0}}]},
             "belong into both lists",

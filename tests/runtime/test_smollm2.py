@@ -17,6 +17,7 @@ from planish.ir.capture.huggingface import from_checkpoint
 from planish.lowering.onnx.lower import lower
 from planish.runtime.evaluate import evaluate
 from planish.runtime.session import Session
+from planish.runtime.texts import read_text
 
 pytestmark = pytest.mark.slow
 
@@ -103,3 +104,25 @@ def test_in_4_bits_the_checkpoint_and_the_onnx_model_say_what_comes_next(
     ]
     assert len(clear) >= 8
     assert all(one == token for one, token in clear)
+
+
+def test_two_forms_in_one_file(smollm2: Path, tmp_path: Path) -> None:
+    """The ready recipe, from little text: each form reads what the other keeps."""
+    folder = assets.fetch("wikitext2")
+    sample = tmp_path / "sample.txt"
+    sample.write_text(read_text(folder / "validation.parquet")[:20_000])
+    made = planish.optimize(
+        smollm2, "prefill-decode-cpu", samples=sample, output=tmp_path / "small"
+    )
+    assert made.isolation == "isolated"
+    assert made.nbytes < 0.5 * made.original.nbytes
+    session = Session.open(tmp_path / "small")
+    text = folder / "test.parquet"
+    for one_by_one in (False, True):
+        found = evaluate(
+            session, text, 512, against=smollm2, max_tokens=1024, one_by_one=one_by_one
+        )
+        assert found.recovery is not None
+        assert 90 < found.recovery < 102
+    prompt, *_ = PROMPTS
+    assert "Paris" in session.generate(prompt, max_new_tokens=8).text
