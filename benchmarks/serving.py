@@ -1,14 +1,15 @@
 """One artifact on the CPU, prompts and tokens: 8 bits beside float32, 4 bits and onnxruntime-genai.
 
     python benchmarks/serving.py [--rounds 7] [--artifacts FOLDER]
+    python benchmarks/serving.py --only prefill-decode-cpu w4a16-cpu --batch 1 --rounds 25 --speed
 
 SmolLM2-135M-Instruct reads a prompt of 256 tokens and is then given 32 tokens one by one, at batch
 1, 4 and 16; all sides take turns in one process. Where `onnxruntime_genai` can be imported, its own
 int4 model of the same weights (`onnxruntime_genai.models.builder -p int4 -e cpu`) takes part, at
 batch 1. Perplexity is of the first 8,192 tokens of WikiText-2's test set, windows of 1,024, by the
 ONNX models themselves, read whole and a token at a time. Figures go to
-`benchmarks/results/serving.json`; with --artifacts the folders made on the way are kept, and found
-again.
+`benchmarks/results/serving.json`, those of some recipes only to a file named for them; with
+--artifacts the folders made on the way are kept, and found again.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from planish.runtime.texts import read_text
 from planish.runtime.timing import Phase, in_turns, language_round, random_tokens
 from planish.runtime.values import Array
 
-RESULTS = Path(__file__).parent / "results" / "serving.json"
+RESULTS = Path(__file__).parent / "results"
 RECIPES: dict[str, Any] = {
     "float32": [],
     "w8a8": "w8a8",
@@ -52,14 +53,14 @@ TOKENS, WINDOW = 8192, 1024
 GENAI_FILES = ("model.onnx", "model.onnx.data")
 
 
-def artifacts(folder: Path) -> dict[str, Path]:
+def artifacts(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """Convert with each recipe, unless that was done before."""
     text = assets.fetch("wikitext2") / "validation.parquet"
-    for name, recipe in RECIPES.items():
+    for name, recipe in ((name, RECIPES[name]) for name in names):
         if not (folder / name / "planish.json").is_file():
             print(f"convert {name}", flush=True)
             planish.optimize(assets.smollm2(), recipe, samples=text, output=folder / name)
-    return {name: folder / name for name in RECIPES}
+    return {name: folder / name for name in names}
 
 
 class Genai:
@@ -105,10 +106,12 @@ class Genai:
         return {"prefill": read - started, "decode": perf_counter() - read}
 
 
-def speeds(folders: dict[str, Path], genai: Genai | None, rounds: int) -> list[dict[str, Any]]:
+def speeds(
+    folders: dict[str, Path], genai: Genai | None, rounds: int, batches: Sequence[int]
+) -> list[dict[str, Any]]:
     """Seconds of each side, by batch and phase, and how often float32's speed each has."""
     found = []
-    for batch in BATCHES:
+    for batch in batches:
         sessions = {name: Session.open(path) for name, path in folders.items()}
         tokens = random_tokens(sessions["float32"], batch, PROMPT + NEW)
         sides: dict[str, Callable[[], dict[Phase, float]]] = {
@@ -147,51 +150,67 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--artifacts", type=Path, help="a folder to keep, and find, artifacts in")
+    parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=[], help="and float32")
+    parser.add_argument("--batch", nargs="+", type=int, default=BATCHES)
+    parser.add_argument("--speed", action="store_true", help="time alone, judge no perplexity")
     given = parser.parse_args()
+    names = list(dict.fromkeys(["float32", *given.only])) if given.only else list(RECIPES)
+    file = RESULTS / f"{'-'.join(['serving', *given.only])}.json"
     has_genai = importlib.util.find_spec("onnxruntime_genai") is not None
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.artifacts or Path(scratch)
-        folders = artifacts(folder)
+        folders = artifacts(folder, names)
         genai = Genai(folder / "genai") if has_genai else None
         load = recent_load()
         found: dict[str, Any] = {
             "machine": asdict(this_machine()),
             "load_at_start": load,
-            "rows": speeds(folders, genai, given.rounds),
+            "rows": speeds(folders, genai, given.rounds, given.batch),
             "artifacts": {},
         }
-        keep(found)
-        text = assets.fetch("wikitext2") / "test.parquet"
+        keep(file, found)
+        if given.speed:
+            return
         for name, path in folders.items():
-            session = Session.open(path)
-            whole, by_token = (
-                evaluate(session, text, WINDOW, max_tokens=TOKENS, one_by_one=one).perplexity.value
-                for one in (False, True)
-            )
-            judged = {
-                "perplexity": whole,
-                "perplexity_one_by_one": by_token,
-                "onnx_bytes": sum(one.stat().st_size for one in (path / "onnx").iterdir()),
-                "isolation": session.manifest["isolation"],
-            }
-            print(name, json.dumps(judged), flush=True)
-            found["artifacts"][name] = judged
-            keep(found)
+            found["artifacts"][name] = judged(path)
+            print(name, json.dumps(found["artifacts"][name]), flush=True)
+            keep(file, found)
         if genai is not None:
-            tokenizer = Session.open(folders["float32"]).tokenizer
-            given_text = np.array(tokenizer.first(read_text(text), TOKENS, plain=True), np.int64)
-            of_genai = perplexity(genai, given_text, WINDOW, WINDOW, tokenizer.prefix).value
-            print(genai.label, of_genai, flush=True)
-            found["artifacts"][genai.label] = {
-                "perplexity": of_genai,
-                "onnx_bytes": sum((folder / "genai" / one).stat().st_size for one in GENAI_FILES),
-            }
-            keep(found)
+            found["artifacts"][genai.label] = judged_genai(genai, folder / "genai", folders)
+            print(genai.label, json.dumps(found["artifacts"][genai.label]), flush=True)
+            keep(file, found)
 
 
-def keep(found: dict[str, Any]) -> None:
+def judged(folder: Path) -> dict[str, Any]:
+    """Perplexity of an artifact, read whole and a token at a time, its size and its isolation."""
+    session = Session.open(folder)
+    text = assets.fetch("wikitext2") / "test.parquet"
+    whole, by_token = (
+        evaluate(session, text, WINDOW, max_tokens=TOKENS, one_by_one=one).perplexity.value
+        for one in (False, True)
+    )
+    return {
+        "perplexity": whole,
+        "perplexity_one_by_one": by_token,
+        "onnx_bytes": sum(one.stat().st_size for one in (folder / "onnx").iterdir()),
+        "isolation": session.manifest["isolation"],
+    }
+
+
+def judged_genai(genai: Genai, folder: Path, folders: dict[str, Path]) -> dict[str, Any]:
+    """Perplexity of onnxruntime-genai's model, read whole, and its size."""
+    text = assets.fetch("wikitext2") / "test.parquet"
+    tokenizer = Session.open(folders["float32"]).tokenizer
+    tokens = np.array(tokenizer.first(read_text(text), TOKENS, plain=True), np.int64)
+    return {
+        "perplexity": perplexity(genai, tokens, WINDOW, WINDOW, tokenizer.prefix).value,
+        "onnx_bytes": sum((folder / one).stat().st_size for one in GENAI_FILES),
+    }
+
+
+def keep(file: Path, found: dict[str, Any]) -> None:
     """Write what was measured so far."""
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+    file.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
