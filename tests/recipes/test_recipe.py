@@ -162,10 +162,11 @@ def test_the_zoo_says_what_its_names_promise() -> None:
     assert recipes.load("fold").passes == (FuseConvBn(),)
 
 
-def test_the_recipe_of_the_documentation(tmp_path: Path) -> None:
+def test_the_recipes_of_the_documentation(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert len(recipes.load(write(tmp_path, block)).passes) == 2
+    first, second = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(recipes.load(write(tmp_path, first)).passes) == 2
+    assert len(recipes.load(write(tmp_path, second)).decode) == 1
 
 
 EVERYTHING_WRONG = """\
