@@ -10,12 +10,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from planish.ir.carried import pairs
+from planish.ir.carried import TOKENS, pairs
 from planish.ir.errors import PlanishError
 from planish.ir.program import Program
 from planish.passes.pipeline import relative_error
-
-TOKENS = "input_ids"
 
 MOST = 0.5
 """The relative error of a token's keys and values from which on they count as something else. What

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+TOKENS = "input_ids"
+"""The input that language models read tokens from, [B, T]."""
+
+IN_PLACE = "planish.caches_in_place"
+"""In the metadata of an ONNX model: the inputs, separated by commas, into which a single token's
+state is written where they lie."""
+
 
 def carried(inputs: Iterable[str], outputs: Iterable[str]) -> dict[str, str | None]:
     """For each input that holds a state (`past_…`), the output that gives it back (`present…`).

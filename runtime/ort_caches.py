@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from planish.ir.carried import pairs
-from planish.lowering.onnx.joined import IN_PLACE, TOKENS
+from planish.ir.carried import IN_PLACE, TOKENS, pairs
 from planish.runtime.values import Array
 
 LENGTH = 2

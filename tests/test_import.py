@@ -35,6 +35,11 @@ except SystemExit as stop:
     assert not modules_after(help_of_cli) & HEAVY
 
 
+def test_running_an_onnx_model_loads_no_torch() -> None:
+    loaded = modules_after("import planish.runtime.session, planish.runtime.ort_backend")
+    assert "torch" not in loaded
+
+
 def test_running_an_artifact_loads_no_pass() -> None:
     loaded = modules_after("import planish; planish.load")
     assert not {name for name in loaded if name.startswith(("planish.passes", "planish.recipes"))}

@@ -9,14 +9,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from planish.ir.carried import IN_PLACE, TOKENS
 from planish.lowering.onnx.one_token import OPERATOR
 from planish.lowering.onnx.target import CONTRIB, IR_VERSION, OPSET
-
-TOKENS = "input_ids"
-"""The input that both graphs read tokens from, [B, T]."""
-
-IN_PLACE = "planish.caches_in_place"
-"""Metadata: the inputs, separated by commas, that single tokens are written into where they lie."""
 
 
 def joined(prompts: ir.Model, tokens: ir.Model) -> ir.Model:
