@@ -1,10 +1,13 @@
 """A second form of a language model for single tokens, and caches that are written in place."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
@@ -124,6 +127,39 @@ def test_each_form_reads_what_it_is_for(
     step, _ = session.extend(PROMPT[:, :1], cache=cache)
     error = np.linalg.norm(step[:, 0] - want[:, -1]) / np.linalg.norm(want[:, -1])
     assert 1e-4 < error < 6e-2, "single tokens are read by weights of 8 bits"
+
+
+@pytest.mark.parametrize("turned", [1.0, 0.5])
+def test_attention_turns_queries_and_keys_itself(
+    turned: float, tokenizer: transformers.PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Of all of a head or of its first half, as three nodes would that came before it."""
+    sizes: dict[str, Any] = {"vocab_size": 260, "hidden_size": 64, "intermediate_size": 48}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes |= {"partial_rotary_factor": turned, "initializer_range": 0.2}
+    config = transformers.StableLmConfig(**sizes)
+    torch.manual_seed(0)
+    transformers.StableLmForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    result = planish.optimize(tmp_path / "model", RECIPE, output=tmp_path / "out")
+    assert result.decode is not None
+    apart = replace(CPU, merge=False)
+    lower(result.program, tmp_path / "apart" / "onnx", decode=(result.decode.program, apart))
+    (tmp_path / "apart" / "config.json").write_text(json.dumps(config.to_dict()))
+    assert _kinds(tmp_path / "out")["RotaryEmbedding"] == 0
+    assert _kinds(tmp_path / "apart")["RotaryEmbedding"] == 4
+    sessions = [Session.open(tmp_path / name) for name in ("out", "apart")]
+    for got, want in zip(*(_read(one, [1] * 5 + [2, 1]) for one in sessions), strict=True):
+        np.testing.assert_allclose(got[:, -1], want[:, -1], atol=1e-4)
+    assert verify(tmp_path / "out").verdict == "isolated"
+
+
+def _kinds(folder: Path) -> Counter[str]:
+    """How often each operator reads single tokens."""
+    whole = onnx.load(folder / "onnx" / "model.onnx").graph
+    (choice,) = (node for node in whole.node if node.op_type == "If")
+    (branch,) = (one.g for one in choice.attribute if one.name == "then_branch")
+    return Counter(node.op_type for node in branch.node)
 
 
 def test_reading_one_by_one_is_the_second_form_alone(pair: planish.Result) -> None:

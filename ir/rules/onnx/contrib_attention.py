@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planish.ir.flow.call import NotCovered, Result
 from planish.ir.flow.laws import ByPlace
+from planish.ir.flow.lookup import indexed
 from planish.ir.flow.polynomial import Count, Polynomial, quotient
 from planish.ir.flow.vocabulary import Concat, Expression, Operand, Reads, Shape
 from planish.ir.rules.onnx.attention import by_head, rotated
@@ -128,7 +129,17 @@ def grouped_query(call: OnnxCall) -> Result:
     call.control(6)
     row_places = (1, 2, 3, 4, 5, 9, 10)
     rows = [query, *(call.input(place) for place in row_places if call.given(place))]
-    weights = [call.input(place) for place in (7, 8, 11, 12, 13, 14, 15) if call.given(place)]
+    weights = [call.input(place) for place in (11, 12, 13, 14, 15) if call.given(place)]
+    tables = [call.input(place) for place in (7, 8) if call.given(place)]
+    if call.given(9):
+        # Each position names the row that it reads, so what is known of positions tells whose.
+        places = call.input(9)
+        rows += [
+            indexed(one, (places, None), call.known, (batch, length, one.shape[1]))
+            for one in tables
+        ]
+    else:
+        weights += tables
     out = own_sample((batch, length, width * heads), rows, weights)
     kept: list[Expression] = []
     if len(call.outputs) > 1:

@@ -46,6 +46,32 @@ def test_outputs_left_out_are_not_inputs_left_out() -> None:
     assert verdict(model([skip, attend], dims, stored=stored)) == "isolated"
 
 
+@pytest.mark.parametrize(("positions", "found"), [("own", "isolated"), ("first", "moved")])
+def test_whose_angles_attention_reads(positions: str, found: str) -> None:
+    """A table with a row for each text says nothing of others where each reads its own."""
+    attend = node(
+        "GroupQueryAttention",
+        f"x - - key value lengths total cos sin {positions}",
+        "y",
+        domain="com.microsoft",
+        num_heads=1,
+        kv_num_heads=1,
+        do_rotary=1,
+    )
+    count = [node("Shape", "angle", "n", end=1), node("Squeeze", "n zero", "b")]
+    count += [node("Range", "none b one", "each"), node("Unsqueeze", "each last", "own")]
+    count += [node("Sub", "own own", "first")]
+    tables = [node("Concat", "angle nothing", name, axis=0) for name in ("cos", "sin")]
+    past: Dims = ["B", 1, "P", 16]
+    dims: dict[str, Dims | None] = {"x": ["B", 1, 48], "key": past, "value": past}
+    dims |= {"lengths": ["B"], "angle": ["B", 8]}
+    stored = {"total": np.int32(4), "nothing": np.zeros((4, 8), np.float32)}
+    stored |= {"zero": np.array([0]), "none": np.int64(0), "one": np.int64(1)}
+    stored |= {"last": np.array([1])}
+
+    assert verdict(model([*count, *tables, attend], dims, stored=stored)) == found
+
+
 def test_odd_names_of_sizes_stay_apart() -> None:
     flow = read_model(model([], {"x": ["a+b", "a_b", "u0", "0"]}, outputs="x"))
 
