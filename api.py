@@ -28,7 +28,7 @@ from planish.lowering.compressed_tensors import Form
 from planish.lowering.gguf import check_source, kind_of
 from planish.passes import name_of
 from planish.passes.contract import Pass
-from planish.passes.pipeline import UNANALYSED, Step, apply
+from planish.passes.pipeline import UNANALYSED, Step, apply, severity
 from planish.samples import default_samples, with_samples
 
 Target = Literal["onnx", "torch", "triton"]
@@ -318,7 +318,7 @@ def _with_decode(first: Result, progress: Progress, resume: Path | None) -> Resu
 
     second = _made(first.original, alone, first.policy, told, resume)
     check_pair(first.program, second.program)
-    verdict = max(first.isolation, second.isolation, key=release.severity)
+    verdict = max(first.isolation, second.isolation, key=severity)
     return dataclasses.replace(first, decode=second, isolation=verdict)
 
 

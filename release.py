@@ -32,13 +32,12 @@ from planish.lowering.gguf import write_gguf
 from planish.lowering.onnx.lower import OnnxFiles, lower
 from planish.lowering.onnx.target import CPU, STANDARD, Target
 from planish.passes.coupled import coupled
-from planish.passes.pipeline import Step
+from planish.passes.pipeline import Step, severity
 from planish.report import write_report
 
 if TYPE_CHECKING:
     from planish.api import Result
 
-SEVERITY = ("isolated", "unproven", "leaks")
 ONNX, TORCH, TRITON = "onnx", "torch", "triton"
 CHECKPOINT, RECIPE = "checkpoint", "recipe.yaml"
 GGUF = "model.gguf"
@@ -176,11 +175,6 @@ def read_back(model: str | Path) -> Program | None:
     program = Program.load(folder / TORCH)
     source = dataclasses.replace(program.source, kind="module", folder=folder)
     return dataclasses.replace(program, source=source)
-
-
-def severity(verdict: str) -> int:
-    """How bad a verdict on isolation is, from 0."""
-    return next(place for place, word in enumerate(SEVERITY) if verdict.startswith(word))
 
 
 def _prove_lowered(result: Result, staging: Path, kernels: Program | None = None) -> Result:

@@ -44,7 +44,13 @@ LARGE = 1 << 25
 _AT_ONCE = 1 << 22
 """Numbers that are compared at a time: logits of a few rows would be gigabytes in float64."""
 
-_WORSE = {"isolated": 0, UNANALYSED: 1, "unproven": 1, "leaks": 2}
+_VERDICTS = ("isolated", "unproven", "leaks")
+"""What verdicts on isolation start with, the best first."""
+
+
+def severity(verdict: str) -> int:
+    """How bad a verdict on isolation is, from 0."""
+    return next(place for place, word in enumerate(_VERDICTS) if verdict.startswith(word))
 
 
 class BrokenPromise(PlanishError):
@@ -166,7 +172,7 @@ def _run(
 
 def _check_isolation(name: str, one: Pass, before: str, found: Analysis) -> None:
     """The verdict after a pass against its promise."""
-    if one.contract.isolation != "may break" and _WORSE[found.verdict] > _WORSE[before]:
+    if one.contract.isolation != "may break" and severity(found.verdict) > severity(before):
         raise BrokenPromise(
             f"{name} promises to keep requests of a batch apart as they were ({before}), and now "
             f"the verdict is: {found.verdict}, {explain(found.findings[0])}."
