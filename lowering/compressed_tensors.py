@@ -97,8 +97,9 @@ def forms_of(program: Program, original: Program) -> dict[str, Form]:
         for reader in node.users:
             if not _reads_quantized_weight(reader):
                 raise NotExpressible(
-                    f"what {reader.name} reads is rounded, and its weight is not; the "
-                    "compressed-tensors formats are for layers whose weights are quantized."
+                    f"what {reader.name} reads is rounded; the compressed-tensors formats are for "
+                    "linear layers with quantized weights, and transformers loads experts of which "
+                    "weights alone are quantized."
                 )
     return forms
 

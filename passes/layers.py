@@ -38,7 +38,7 @@ CLASSES = {
 TURNS = (aten.permute.default, aten.transpose.int, aten.t.default)
 """How a weight may be turned before it is read."""
 
-_PRODUCTS = (aten.matmul.default, aten.bmm.default)
+PRODUCTS = (aten.matmul.default, aten.bmm.default)
 """What multiplies by a stack of matrices, one for each expert."""
 
 
@@ -164,7 +164,7 @@ def _role(user: fx.Node, weight: fx.Node, special: Mapping[fx.Node, str]) -> str
     places = [place for place, argument in enumerate(user.args) if argument is weight]
     if user.target is aten.linear.default and places == [1]:
         return special.get(user, LINEAR)
-    if user.target in _PRODUCTS and places == [1] and weight.meta["val"].dim() == 3:
+    if user.target in PRODUCTS and places == [1] and weight.meta["val"].dim() == 3:
         return EXPERTS
     return EMBEDDING if user.target is aten.embedding.default and places == [0] else None
 

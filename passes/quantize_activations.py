@@ -16,8 +16,10 @@ from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.inputs import samples_of
 from planish.passes.layers import (
     EMBEDDING,
+    EXPERTS,
     HEAD,
     LINEAR,
+    PRODUCTS,
     Layer,
     Patterns,
     layers_of,
@@ -63,6 +65,9 @@ class QuantizeActivations(LongPass):
     lm_head: bool = False
     """Whether to round what the projection that makes the logits reads, too."""
 
+    experts: bool = False
+    """Whether to round what experts read, too. No Hugging Face checkpoint can hold that."""
+
     @property
     def scheme(self) -> ActivationScheme:
         """How each value is rounded."""
@@ -98,16 +103,18 @@ class QuantizeActivations(LongPass):
                 for reader in readers:
                     reader.update_arg(0, rounded)
                 edit.record(source, f"{', '.join(names)}: {self.scheme}")
+        if self.experts:
+            return edit.program
         return noted(edit.program, program, self.targets, self.ignore, LEFT, packed=True)
 
     def _chosen(self, layers: Sequence[Layer], program: Program) -> dict[fx.Node, Layer]:
         """The products of the chosen layers."""
         called = "quantize_activations"
-        if not any(LINEAR in layer.roles for layer in layers):
+        if not any(layer.roles & {LINEAR, EXPERTS} for layer in layers):
             raise NotApplicable(f"{called}: {program.source.name} has no linear layer.")
         if problem := unmatched((*self.targets, *self.ignore), layers):
             raise NotApplicable(f"{called}: {problem}")
-        asked = {LINEAR, HEAD} if self.lm_head else {LINEAR}
+        asked = {LINEAR, *[HEAD] * self.lm_head, *[EXPERTS] * self.experts}
         chosen = {
             reader: layer
             for layer in layers
@@ -116,13 +123,13 @@ class QuantizeActivations(LongPass):
             and layer.matches(self.targets)
             and not layer.matches(self.ignore)
             for reader in layer.node.users
-            if reader.target is torch.ops.aten.linear.default
+            if reader.target in {torch.ops.aten.linear.default, *PRODUCTS}
         }
         if not chosen:
             raise NotApplicable(
                 f"{called}: targets and ignore leave no linear layer of {program.source.name}; "
-                "routers and embeddings are not for this pass, and language-model heads only with "
-                "lm_head: true."
+                "routers and embeddings are not for this pass, language-model heads only with "
+                "lm_head: true, and experts only with experts: true."
             )
         for reader, layer in chosen.items():
             if reader.args[0].target is fake_quantize:  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from planish.ir.quant import QuantizedTensor, dequantize
-from planish.lowering.onnx import merged, quantized
+from planish.lowering.onnx import integer, merged, quantized
 from planish.lowering.onnx.builder import Builder
 from planish.lowering.onnx.quantized import KERNEL, Blocks
 
@@ -29,6 +29,9 @@ def product(b: Builder, x: ir.Value) -> ir.Value | None:
     source = _stack(b.node.args[1])
     if source is None:
         return None
+    by_integers = integer.experts(b, source)
+    if by_integers is not None:
+        return by_integers
     name, stack = quantized.read(b, source)
     parts = _parts(b, name, stack)
     if parts and b.rank(x) == 2:

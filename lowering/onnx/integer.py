@@ -8,7 +8,7 @@ CPU provider multiplies, the one with the fastest kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import onnx_ir as ir
@@ -59,10 +59,7 @@ def linear(b: Builder) -> ir.Value | None:
         return None
     together = merged.alike(b, lambda other: _fits(b, other))
     stored = [QuantizedTensor.read_by(node.args[1], b.program.tensors) for node in together]  # type: ignore[arg-type]
-    read = _codes(b, x)  # type: ignore[arg-type]
-    weights = merged.joined(b, [_turned(b, *one) for one in stored], axis=1)
-    scales = merged.joined(b, [_row_of_scales(b, *one) for one in stored])
-    whole = b.op("Mul", _product(b, read, weights, scales), read.unit)
+    whole = _by_all(b, _codes(b, x), stored)  # type: ignore[arg-type]
     bias = merged.biases(b, together)
     if bias is not None:
         is_wide = b.result_dtype == torch.float32
@@ -71,18 +68,59 @@ def linear(b: Builder) -> ir.Value | None:
     return b.cast(b.typed(own, torch.float32, b.result_shape), b.result_dtype)
 
 
+def experts(b: Builder, source: fx.Node) -> ir.Value | None:
+    """The node's product with a stack [E, N, K] that is read transposed: [E, M, N]; see `linear`.
+
+    Args:
+        b: at the node.
+        source: the node that dequantizes the stack.
+    """
+    x = b.node.args[0]
+    if not _has_codes(x) or not _fits(b, source, rank=3):
+        return None
+    name, stack = QuantizedTensor.read_by(source, b.program.tensors)
+    read, each = _codes(b, x), [(f"{name}.{one}", stack[one]) for one in range(stack.shape[0])]  # type: ignore[arg-type]
+    count, rows, columns = b.result_shape
+    if b.rank(b.values[x]) == 2:  # type: ignore[index]
+        wide = b.typed(_by_all(b, read, each), torch.float32, (rows, count * columns))
+        made = b.transpose(b.reshape(wide, (rows, count, columns)), [1, 0, 2])
+    else:
+        scheme = ActivationScheme.read_by(x)  # type: ignore[arg-type]
+        by_row = scheme.dynamic and scheme.per_token
+        parts = zip(_apart(b, read, len(each), by_row=by_row), each, strict=True)
+        made = b.op("Concat", *(_by_all(b, own, [one]) for own, one in parts), axis=0)
+    return b.cast(b.typed(made, torch.float32, b.result_shape), b.result_dtype)
+
+
+def _by_all(b: Builder, read: Codes, stored: Sequence[tuple[str, QuantizedTensor]]) -> ir.Value:
+    """The rows by weights below one another, float32 [..., N of all]."""
+    weights = merged.joined(b, [_turned(b, *one) for one in stored], axis=1)
+    scales = merged.joined(b, [_row_of_scales(b, *one) for one in stored])
+    return b.op("Mul", _product(b, read, weights, scales), read.unit)
+
+
+def _apart(b: Builder, read: Codes, count: int, *, by_row: bool) -> list[Codes]:
+    """Codes [E, M, K] as one for each expert."""
+
+    def split(value: ir.Value) -> tuple[ir.Value, ...]:
+        return b.ops(count, "Split", value, [1] * count, axis=0)
+
+    units = split(read.unit) if by_row else (read.unit,) * count
+    return [Codes(*one) for one in zip(split(read.codes), (read.step,) * count, units, strict=True)]
+
+
 def _has_codes(x: Any) -> bool:
     return _is_rounded(x, fake_quantize) and ActivationScheme.read_by(x).dtype == INT8
 
 
-def _fits(b: Builder, weight: Any) -> bool:
-    """Whether an integer kernel takes a weight: symmetric, with one scale a row."""
+def _fits(b: Builder, weight: Any, rank: int = 2) -> bool:
+    """Whether an integer kernel takes a weight, or a stack: symmetric, with one scale a row."""
     if not _is_rounded(weight, dequantize):
         return False
     name, stored = QuantizedTensor.read_by(weight, b.program.tensors)
     if name in b.target.dense:
         return False
-    per_row = stored.scale.shape[-1] == 1 and len(stored.shape) == 2
+    per_row = stored.scale.shape[-1] == 1 and len(stored.shape) == rank
     return per_row and stored.zero_point is None and not stored.scheme.floating
 
 

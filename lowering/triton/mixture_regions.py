@@ -7,6 +7,7 @@ chosen weights, and what works on each row by itself stays what it was.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,17 +15,19 @@ import torch
 from torch import Tensor, fx
 
 from planish.ir import ops
+from planish.ir.activations import ActivationScheme, fake_quantize
 from planish.ir.edit import Edit
 from planish.ir.quant import QuantizedTensor, dequantize
 from planish.lowering.triton import operators
 from planish.lowering.triton.fields import Dtype, Epilogue, NoKernel
 from planish.lowering.triton.float_specs import Floating
-from planish.lowering.triton.layout import stored
 from planish.lowering.triton.nodes import activation_of, alike, dtype_of, node_of
 from planish.lowering.triton.plans import modelled, text
 from planish.lowering.triton.routed_specs import Alone, Routed
 from planish.lowering.triton.routings import Mixture, mixtures
-from planish.lowering.triton.weights import packed
+from planish.lowering.triton.row_regions import as_they_are, codes_of
+from planish.lowering.triton.specs import CodesProduct
+from planish.lowering.triton.weights import kept, of_codes, packed
 
 aten = torch.ops.aten
 
@@ -79,6 +82,7 @@ class _Rows:
         self._bitwise = bitwise
         self._lead = _sizes(mixture.mixed)[:2]
         self._made: dict[fx.Node, fx.Node] = {}
+        self._coded: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
 
     def replace(self) -> None:
         """Put rows of choices in place of rows of experts.
@@ -145,7 +149,12 @@ class _Rows:
         given: list[fx.Node] = [*operands]
         if part.bias is not None:
             epilogue, given = replace(epilogue, bias=True), [self._features(part), *operands]
-        alone, reads = self._weight(stack, part.features, dtype)
+        alone, reads = self._weight(stack, part.features, dtype, _rounding(x))
+        rows = (
+            self._codes(x, shared=shared)
+            if isinstance(alone, CodesProduct)
+            else (x if shared else self._of(x), None)
+        )
         product = Routed(
             replace(alone, epilogue=epilogue),
             experts=self._mixture.experts,
@@ -155,13 +164,24 @@ class _Rows:
         plan = modelled(product, bitwise=self._bitwise)
         return self._call(
             operators.routed_product,
-            x if shared else self._of(x),
+            *rows,
             self._mixture.chosen,
             reads,
             given,
             text(product),
             text(plan),
         )
+
+    def _codes(self, x: fx.Node, *, shared: bool) -> tuple[fx.Node, fx.Node]:
+        """The codes and scales that a rounding of each row gives."""
+        if x not in self._coded:
+            source = node_of(x.args[0])
+            rows = source if shared else self._of(source)
+            spec = text(as_they_are(rows, codes_of(x)))
+            pair = self._call(operators.row_codes, rows, [], spec, operators.KERNEL)
+            codes, scales = (self._call(operator.getitem, pair, place) for place in (0, 1))
+            self._coded[x] = codes, scales
+        return self._coded[x]
 
     def _features(self, part: _Part) -> fx.Node:
         """A part's biases, [E, N]."""
@@ -172,12 +192,12 @@ class _Rows:
         return self._call(aten.slice.Tensor, part.bias, 1, cut.start, cut.stop, cut.step)
 
     def _weight(
-        self, turned: fx.Node, features: slice, dtype: Dtype
+        self, turned: fx.Node, features: slice, dtype: Dtype, inputs: ActivationScheme | None
     ) -> tuple[Alone, list[fx.Node]]:
         """The product with some rows of a stack [E, N, K] that is read transposed, as stored."""
         source = _untransposed(turned)
         if source is not None and source.target is dequantize:
-            return self._packed(source, features, dtype)
+            return self._packed(source, features, dtype, inputs)
         read = turned if source is None else source
         if read.op != "get_attr":
             raise NoKernel(f"{turned} is computed, and no stack of weights that is stored.")
@@ -188,14 +208,16 @@ class _Rows:
         return Floating(n, k, dtype), self._stored(name, features, {"weight": weight})
 
     def _packed(
-        self, source: fx.Node, features: slice, dtype: Dtype
+        self, source: fx.Node, features: slice, dtype: Dtype, inputs: ActivationScheme | None
     ) -> tuple[Alone, list[fx.Node]]:
         self.stacks.add(source)
         name, weight = QuantizedTensor.read_by(source, self._edit.tensors)
-        weight, product = packed(weight if features == EVERY else weight.rows(features), dtype)
-        each = [stored(weight[expert], product) for expert in range(weight.shape[0])]
-        whole = {part: torch.stack([one[part] for one in each]) for part in product.stored}
-        return product, self._stored(name, features, whole)
+        weight = weight if features == EVERY else weight.rows(features)
+        product = None if inputs is None else of_codes(weight, inputs, dtype)
+        if product is not None:
+            return product, self._stored(name, features, kept(weight, product))
+        weight, wide = packed(weight, dtype)
+        return wide, self._stored(name, features, kept(weight, wide))
 
     def _stored(self, name: str, features: slice, tensors: dict[str, Tensor]) -> list[fx.Node]:
         bounds = (features.start, features.stop, features.step)
@@ -245,6 +267,12 @@ def _cut(value: Any, dim: Any = 0, *bounds: Any) -> _Part | None:
     return part._replace(features=slice(*(*bounds, None, None, None)[:3]))
 
 
+def _rounding(x: fx.Node) -> ActivationScheme | None:
+    """How each row of a value was rounded by a scale of its own; None if it was not."""
+    scheme = ActivationScheme.read_by(x) if x.target is fake_quantize else None
+    return scheme if scheme and scheme.dynamic and scheme.per_token else None
+
+
 def _sizes(node: fx.Node) -> tuple[str, ...]:
     """A shape, symbols and all, to be compared without asking whether symbols are equal."""
     return tuple(map(str, node.meta["val"].shape))
@@ -280,4 +308,7 @@ def _by_row(node: fx.Node) -> bool:
         return isinstance(args[1], list) and len(args[1]) == 1
     if target in {ops.gated, ops.rms_norm, aten._to_copy.default}:
         return True
+    if target is fake_quantize:
+        scheme = ActivationScheme.read_by(node)
+        return scheme.per_token or not scheme.dynamic
     return torch.Tag.pointwise in getattr(target, "tags", ())

@@ -85,6 +85,7 @@ def _scaled(
 
 def _routed(
     x: Tensor,
+    row_scales: Tensor | None,
     chosen: Tensor,
     stored: Sequence[Tensor],
     operands: Sequence[Tensor],
@@ -95,6 +96,8 @@ def _routed(
     tensors = dict(zip(product.stored, stored, strict=True))
     for name, each in zip(product.epilogue.operands, operands, strict=True):
         tensors[name] = each if name == "bias" else each.reshape(-1, product.n)
+    if row_scales is not None:
+        tensors["row_scales"] = row_scales.reshape(-1)
     choice = read_plan(plan).choice(-(-chosen.numel() // product.experts))
     return compute_routed(product, choice, x, chosen, tensors)
 
@@ -146,6 +149,7 @@ def _product_fake(x: Tensor, *rest: Any) -> Tensor:
 
 def _routed_fake(
     x: Tensor,
+    row_scales: Tensor | None,
     chosen: Tensor,
     stored: Sequence[Tensor],
     operands: Sequence[Tensor],
@@ -156,6 +160,8 @@ def _routed_fake(
     y = x.new_empty((*chosen.shape, product.n), dtype=getattr(torch, product.dtype))
     lead = chosen.shape[:1] if product.shared else chosen.shape
     _fit("x", x, (*lead, product.k))
+    if isinstance(product.product, CodesProduct):
+        _fit("row_scales", torch.empty(()) if row_scales is None else row_scales, lead)
     _fit("chosen", chosen, (*chosen.shape[:1], product.chosen))
     for (name, shape), each in zip(product.stored.items(), stored, strict=True):
         _fit(name, each, shape)
@@ -199,8 +205,8 @@ _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     ),
     "scaled_product(Tensor x, Tensor row_scales, Tensor[] stored, Tensor[] operands, str spec, "
     "str plan) -> Tensor": (_scaled, _product_fake),
-    "routed_product(Tensor x, Tensor chosen, Tensor[] stored, Tensor[] operands, str spec, "
-    "str plan) -> Tensor": (_routed, _routed_fake),
+    "routed_product(Tensor x, Tensor? row_scales, Tensor chosen, Tensor[] stored, "
+    "Tensor[] operands, str spec, str plan) -> Tensor": (_routed, _routed_fake),
     "row_wise(Tensor x, Tensor[] operands, str spec, str how) -> Tensor": (
         _row_wise,
         _row_wise_fake,
@@ -227,8 +233,9 @@ scaled_product = torch.ops.planish.scaled_product.default
 of 8 bits, which `row_codes` made."""
 
 routed_product = torch.ops.planish.routed_product.default
-"""`routed_product(x [M, K] or [M, C, K], chosen [M, C], stored, operands, spec, plan)`: each row by
-the weight of an expert, [M, C, N]; 0 where a number is no expert's."""
+"""`routed_product(x [M, K] or [M, C, K], row_scales, chosen [M, C], stored, operands, spec, plan)`:
+each row by the weight of an expert, [M, C, N]; 0 where a number is no expert's. Scales [M] or
+[M, C] only of codes."""
 
 row_wise = torch.ops.planish.row_wise.default
 """`row_wise(x [..., K], operands, spec, how)`: a norm or a gate of each row."""

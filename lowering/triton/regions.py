@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, fx
 
 from planish.ir import ops
-from planish.ir.activations import INT8, ActivationScheme, fake_quantize
+from planish.ir.activations import ActivationScheme, fake_quantize
 from planish.ir.edit import Edit
 from planish.ir.program import Program
-from planish.ir.quant import FP8, QuantizedTensor
+from planish.ir.quant import QuantizedTensor
 from planish.lowering.triton import operators
-from planish.lowering.triton.fields import Codes, Epilogue, NoKernel
-from planish.lowering.triton.layout import stored, stored_nibbles
+from planish.lowering.triton.fields import Epilogue, NoKernel
 from planish.lowering.triton.mixture_regions import Mixtures
 from planish.lowering.triton.nodes import (
     activation_of,
@@ -35,9 +34,9 @@ from planish.lowering.triton.nodes import (
     only_user,
 )
 from planish.lowering.triton.plans import Product, modelled, text
-from planish.lowering.triton.row_regions import ROWS, as_they_are, rows_of
-from planish.lowering.triton.specs import CodesProduct, GroupScaled
-from planish.lowering.triton.weights import of_codes, packed
+from planish.lowering.triton.row_regions import ROWS, as_they_are, codes_of, rows_of
+from planish.lowering.triton.specs import CodesProduct
+from planish.lowering.triton.weights import kept, of_codes, packed
 
 aten = torch.ops.aten
 
@@ -86,7 +85,7 @@ class _Regions:
             self.notes.append(f"{node.name} is rounded by torch: kernels find a scale for each row")
             return
         source = node_of(node.args[0])
-        kind: Codes = "int8" if scheme.dtype == INT8 else "float8_e4m3fn"
+        kind = codes_of(node)
         fused = source if _read_once(source) and source.target in ROWS else None
         try:
             found = rows_of(fused, kind) if fused else (source, [], as_they_are(source, kind))
@@ -108,14 +107,8 @@ class _Regions:
         if node.target is not aten.linear.default or not is_weight(node.args[1]):
             return None
         _, weight = QuantizedTensor.read_by(node_of(node.args[1]), self._edit.tensors)
-        if weight.zero_point is not None or weight.scheme.microscaled:
-            return None
-        if weight.scheme.floating != (scheme.dtype == FP8):
-            return None
-        try:
-            return of_codes(weight, dtype_of(node)), weight
-        except NoKernel:
-            return None
+        product = of_codes(weight, scheme, dtype_of(node))
+        return None if product is None else (product, weight)
 
     def product(self, node: fx.Node) -> None:
         """A product with a quantized weight, and what follows it."""
@@ -140,7 +133,7 @@ class _Regions:
         weight, product = packed(weight, dtype_of(node))
         last, operands, epilogue = self._epilogue(node)
         product = replace(product, epilogue=epilogue)
-        reads = self._stored(name, stored(weight, product), last)
+        reads = self._stored(name, kept(weight, product), last)
         self._finish(operators.weight_only, node, last, (node.args[0],), reads, operands, product)
 
     def _codes_product(
@@ -154,14 +147,7 @@ class _Regions:
     ) -> None:
         last, operands, epilogue = self._epilogue(node)
         product = replace(made, epilogue=epilogue)
-        if isinstance(product, GroupScaled):
-            tensors = stored_nibbles(weight, product)
-        else:
-            tensors = {
-                "codes": weight.codes.contiguous(),
-                "scales": weight.scale.float().flatten(),
-            }
-        reads = self._stored(name, tensors, last)
+        reads = self._stored(name, kept(weight, product), last)
         self._finish(operators.scaled_product, node, last, (x, scale), reads, operands, product)
 
     def _stored(self, name: str, tensors: dict[str, Tensor], before: fx.Node) -> list[fx.Node]:

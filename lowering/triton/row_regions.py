@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from planish.ir import ops
+from planish.ir.activations import INT8, ActivationScheme
 from planish.lowering.triton.fields import Codes, NoKernel
 from planish.lowering.triton.nodes import alike, named, node_of, width_of
 from planish.lowering.triton.row_specs import RowWise, rowwise
@@ -16,6 +17,11 @@ aten = torch.ops.aten
 
 ROWS = (ops.rms_norm, aten.layer_norm.default, ops.gated)
 """Operators that work on each row by itself."""
+
+
+def codes_of(rounding: fx.Node) -> Codes:
+    """The kind of codes that a `fake_quantize` node rounds to."""
+    return "int8" if ActivationScheme.read_by(rounding).dtype == INT8 else "float8_e4m3fn"
 
 
 def as_they_are(node: fx.Node, codes: Codes) -> RowWise:

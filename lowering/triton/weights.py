@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from planish.ir.quant import QuantizedTensor
+import torch
+from torch import Tensor
+
+from planish.ir.activations import ActivationScheme
+from planish.ir.quant import FP8, QuantizedTensor
 from planish.lowering.triton.fields import Dtype, NoKernel
+from planish.lowering.triton.layout import stored, stored_nibbles
 from planish.lowering.triton.nodes import named
 from planish.lowering.triton.specs import (
     SLICES,
@@ -46,18 +51,37 @@ def packed(weight: QuantizedTensor, dtype: Dtype) -> tuple[QuantizedTensor, Weig
     return weight, product
 
 
-def of_codes(weight: QuantizedTensor, dtype: Dtype) -> CodesProduct:
-    """The product of codes with a weight: of bytes, or of halves of bytes.
+def of_codes(
+    weight: QuantizedTensor, inputs: ActivationScheme, dtype: Dtype
+) -> CodesProduct | None:
+    """The product of codes with a weight [N, K], or a stack: of bytes, or of halves of bytes.
 
-    Raises:
-        NoKernel: if the weight is no matrix, or its scales are not such as kernels apply.
+    None if codes of both are not of one kind, or scales or zero points not such as kernels apply.
     """
-    if len(weight.shape) != 2:
-        raise NoKernel("stacks of weights are multiplied one by one.")
-    n, k = weight.shape
+    if weight.zero_point is not None or weight.scheme.microscaled:
+        return None
+    if weight.scheme.floating != (inputs.dtype == FP8):
+        return None
+    *_, n, k = weight.shape
     if weight.scheme.bits <= NIBBLE:
         group = weight.scheme.group_size or k
-        return GroupScaled(n, k, dtype, named(weight.scale.dtype), group, byte_lanes(k, group))
+        try:
+            lanes = byte_lanes(k, group)
+            return GroupScaled(n, k, dtype, named(weight.scale.dtype), group, lanes)
+        except NoKernel:
+            return None
     if weight.scale.shape[-1] != 1:
-        raise NoKernel("codes of 8 bits have one scale a row.")
+        return None
     return Scaled(n, k, dtype, "float8_e4m3fn" if weight.scheme.floating else "int8")
+
+
+def kept(weight: QuantizedTensor, product: WeightOnly | CodesProduct) -> dict[str, Tensor]:
+    """A weight [N, K], or a stack of them, as the kernels of a product read it."""
+    if len(weight.shape) > 2:
+        each = [kept(weight[number], product) for number in range(weight.shape[0])]
+        return {part: torch.stack([one[part] for one in each]) for part in product.stored}
+    if isinstance(product, WeightOnly):
+        return stored(weight, product)
+    if isinstance(product, GroupScaled):
+        return stored_nibbles(weight, product)
+    return {"codes": weight.codes.contiguous(), "scales": weight.scale.float().flatten()}

@@ -126,7 +126,11 @@ def test_layers_whose_inputs_are_rounded_load_in_transformers(
     ("weights", "inputs", "why"),
     [
         ({"bits": 8, "group_size": None}, {"type": "float"}, "integers on both sides"),
-        ({"bits": 8, "group_size": None, "targets": ("*q_proj",)}, {}, "its weight is not"),
+        (
+            {"bits": 8, "group_size": None, "targets": ("*q_proj",)},
+            {},
+            "with quantized weights",
+        ),
     ],
 )
 def test_roundings_that_the_formats_cannot_say_are_refused(

@@ -15,6 +15,7 @@ from planish.ir.isolation.programs import analyse_onnx
 from planish.ir.program import Program
 from planish.lowering.onnx.lower import MODEL_FILE, lower
 from planish.lowering.onnx.target import CPU, STANDARD, Target
+from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_weights import QuantizeWeights
 from support.captured import captured
 
@@ -63,6 +64,19 @@ def test_quantized_experts(options: dict[str, Any], target: Target, tmp_path: Pa
     stored = ir.load(tmp_path / MODEL_FILE).graph.initializers.values()
     nbytes = sum(one.const_value.nbytes for one in stored if one.const_value is not None)
     assert nbytes < (1.2 if options["bits"] != 3 else 1.5) * program.nbytes
+    assert analyse_onnx(tmp_path / MODEL_FILE, Labels()).verdict == "isolated"
+
+
+@pytest.mark.parametrize("target", [EXACT, STANDARD], ids=["contrib", "standard"])
+@pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "static"])
+def test_experts_that_read_codes(dynamic: bool, target: Target, tmp_path: Path) -> None:
+    weights = quantized(bits=8, group_size=None)
+    given = dataclasses.replace(weights, calibration=weights.samples)
+    rounding = QuantizeActivations(targets=("*.experts",), experts=True, dynamic=dynamic)
+    kinds = check(rounding(given), tmp_path, target)
+    kernel = "MatMulIntegerToFloat" if target is EXACT else "MatMulInteger"
+    assert kinds[kernel] == 6  # all at once, then five by themselves
+    assert not kinds["MatMulNBits"] + kinds["DequantizeLinear"]
     assert analyse_onnx(tmp_path / MODEL_FILE, Labels()).verdict == "isolated"
 
 

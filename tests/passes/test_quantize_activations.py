@@ -131,6 +131,21 @@ def test_a_language_model_keeps_its_head_in_floating_point() -> None:
     assert len(roundings(after)) == 4 * sum("input_layernorm" in name for name in after.tensors)
 
 
+def test_experts_read_rounded_values_where_asked() -> None:
+    _, mixtral = captured("mixtral", 1)
+    weights = QuantizeWeights(bits=8, group_size=None)(mixtral)
+    left, after = QuantizeActivations()(weights), QuantizeActivations(experts=True)(weights)
+    assert any("of experts, whose inputs are not rounded" in one.what for one in left.changes)
+    assert not any("of experts" in one.what for one in after.changes)
+    assert len(roundings(after)) == len(roundings(left)) + 2
+    sample = mixtral.samples[0]
+    error = relative_error(weights.run(**sample)["logits"], after.run(**sample)["logits"])
+    assert 0 < error < 0.05
+    assert analyse_program(after).verdict == "isolated"
+    alone = QuantizeActivations(experts=True, targets=("*.experts",))(weights)
+    assert len(roundings(alone)) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [

@@ -52,16 +52,22 @@ def scaled(spec: Scaled, *lead: int) -> Sample:
 def routed(spec: Routed, tokens: int) -> Sample:
     """A product of rows [tokens, K], or [tokens, C, K], with the weights that they choose."""
     parts = [f(*shape) for shape in spec.stored.values()]
-    if isinstance(spec.product, WeightOnly):
-        alone = spec.product
+    lead, alone, scales = (tokens, spec.chosen), spec.product, None
+    x = f(*lead[: 1 if spec.shared else 2], spec.k)
+    if isinstance(alone, WeightOnly):
         each = [stored(random_weight(alone, seed), alone) for seed in range(spec.experts)]
         parts = [torch.stack([one[name] for one in each]) for name in spec.stored]
-    lead = (tokens, spec.chosen)
-    x = f(*lead[: 1 if spec.shared else 2], spec.k)
+    elif isinstance(alone, GroupScaled):
+        drawn = codes(spec.experts, alone.n, alone.k) >> 4
+        parts[0] = torch.stack([pack_nibbles(one, alone) for one in drawn])
+    elif isinstance(alone, Scaled):
+        parts[0] = codes(spec.experts, alone.n, alone.k)
+    if isinstance(alone, Scaled | GroupScaled):
+        x, scales = codes(*x.shape), f(*x.shape[:-1]).abs()
     shapes = {"bias": (spec.experts, spec.n)}
     given = [f(*shapes.get(name, (*lead, spec.n))) for name in spec.epilogue.operands]
     chosen = torch.arange(tokens * spec.chosen).reshape(lead) * 3 % spec.experts
-    return _sample("routed_product", x, chosen, parts, given, text(spec), PLAN)
+    return _sample("routed_product", x, scales, chosen, parts, given, text(spec), PLAN)
 
 
 def rows(spec: RowWise, *lead: int) -> Sample:
@@ -97,6 +103,9 @@ SAMPLES = [
         4,
     ),
     routed(Routed(Floating(4, 6, "float32", epilogue=FULL), 3, 3, True), 4),
+    routed(Routed(Scaled(4, 6, "float32"), 3, 2, True), 4),
+    routed(Routed(Scaled(3, 4, "float32", epilogue=FULL), 3, 2, False), 4),
+    routed(Routed(GroupScaled(3, 64, "float32", "float32", 32, 32, FULL), 3, 2, False), 4),
     rows(RowWise(4, "float32", norm="rms"), 4),
     rows(RowWise(3, "float32", norm="rms", weight=True), 2, 3),
     rows(RowWise(4, "float32", norm="layer", weight=True, bias=True), 2, 3),

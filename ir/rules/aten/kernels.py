@@ -48,6 +48,9 @@ NORMS = {None: "", "rms": "rms norm", "layer": "norm"}
 
 Fields = Mapping[str, Any]
 
+OF_CODES = ("Scaled", "GroupScaled")
+"""Products of rows that are codes, each with a scale."""
+
 NO_EPILOGUE: Fields = dict.fromkeys(FIELDS["Epilogue"].split())
 """What stands for the epilogue of kernels that have none."""
 
@@ -61,7 +64,7 @@ def weight_only(call: Call) -> Expression:
 
 def scaled_product(call: Call) -> Expression:
     """`scaled_product(x [..., K], row_scales [...], stored, operands, spec, plan)`: of codes."""
-    spec = _specification(call, "Scaled", "GroupScaled")
+    spec = _specification(call, *OF_CODES)
     rows = call["row_scales"]
     _fits("row_scales", rows, call["x"].shape[:-1])
     if spec["operator"] == "GroupScaled":
@@ -77,7 +80,7 @@ def scaled_product(call: Call) -> Expression:
 
 
 def routed_product(call: Call) -> Expression:
-    """`routed_product(x, chosen, stored, operands, spec, plan)`: by the weights that rows choose.
+    """`routed_product(x, row_scales, chosen, stored, ...)`: by the weights that rows choose.
 
     Row [m, c] of the result is row [m, c] of x [M, C, K], or row m of x [M, K], times the weight of
     the stack [E, N, K] whose number is at [m, c] of `chosen`. In which order the kernel takes rows
@@ -95,6 +98,11 @@ def routed_product(call: Call) -> Expression:
         "gather",
     )
     y = contraction(shape, (x, (*range(len(lead)), "in")), (picked, (0, 1, 2, "in")))
+    rows = call["row_scales"]
+    if product["operator"] in OF_CODES:
+        _fits("row_scales", rows, lead)
+        scales = (Operand(y, (0, 1, 2)), Operand(rows, tuple(range(len(lead)))))
+        y = Reads(shape, scales, "hadamard")
     return _finished(call, product, y, lambda bias: _of_experts(spec, bias, chosen, shape))
 
 
@@ -105,7 +113,12 @@ def _stack(call: Call, spec: Fields) -> Expression:
         (weight,) = _stored(call, 1)
         _fits("weight", weight, (experts, product["n"], product["k"]))
         return weight
-    words, *groups = _stored(call, 3 if product["zeros"] else 2)
+    if product["operator"] == "Scaled":
+        codes, scales = _stored(call, 2)
+        _fits("codes", codes, (experts, product["n"], product["k"]))
+        _fits("scales", scales, (experts, product["n"]))
+        return pointwise("hadamard", codes, inserted(scales, 2), shape=codes.shape)
+    words, *groups = _stored(call, 3 if product.get("zeros") else 2)
     _fits("packed weight", words, (experts, product["n"], *words.shape[2:3]))
     for one in groups:
         _fits("scales or zero points", one, (experts, *one.shape[1:2], product["n"]))
@@ -152,7 +165,7 @@ def _is_known(found: Fields, kinds: Iterable[str]) -> bool:
     kind = found["operator"]
     known = kind in kinds and _has_fields(kind, found, "operator")
     if kind == "Routed":
-        return known and _is_known(found["product"], ("WeightOnly", "Floating"))
+        return known and _is_known(found["product"], ("WeightOnly", "Floating", *OF_CODES))
     return known and _has_fields("Epilogue", found.get("epilogue", NO_EPILOGUE))
 
 

@@ -1,6 +1,7 @@
 """Mixtures of experts: found in graphs, and computed for chosen experts alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from planish.lowering.triton.load import load
 from planish.lowering.triton.lower import kernels_of, lower
 from planish.lowering.triton.plans import read_spec
 from planish.lowering.triton.routed_specs import Routed
+from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_weights import QuantizeWeights
 from support.captured import captured
 from support.quantized import distance
@@ -70,6 +72,45 @@ def test_only_chosen_experts_work(family: str, options: dict[str, Any], tmp_path
         assert made.program.nbytes < 1.1 * program.nbytes
     loaded, _ = load(tmp_path / "triton")
     same(program, loaded)
+
+
+@pytest.mark.parametrize(
+    ("weights", "inputs", "kind"),
+    [
+        ({"bits": 8, "group_size": None}, "int", "w8a8"),
+        ({"bits": 8, "group_size": None, "type": "float"}, "float", "fp8"),
+        ({"bits": 4, "group_size": 32}, "int", "w4a8"),
+    ],
+    ids=["int8", "fp8", "w4a8"],
+)
+def test_experts_of_rounded_activations(
+    weights: dict[str, Any], inputs: Any, kind: str, tmp_path: Path
+) -> None:
+    targets = ("*.experts",)
+    program = QuantizeWeights(targets=targets, **weights)(captured("mixtral", 1)[1])
+    program = QuantizeActivations(targets=targets, type=inputs, experts=True)(program)
+    made = lower(program, tmp_path / "triton")
+    names = told(made.program)
+    assert [name.partition(": ")[2] for name in names] == ["none", "silu, multiply", "none"], names
+    assert all(kind in name for name in names), names
+    roundings = [*made.program.nodes(operators.row_codes)]
+    assert len(roundings) == 2, "gates and what they let through read one"
+    assert not made.notes
+    loaded, _ = load(tmp_path / "triton")
+    same(program, loaded)
+    assert analyse_program(made.program).verdict == "isolated"
+
+
+def test_experts_of_activations_of_one_stored_scale_stay_with_torch(tmp_path: Path) -> None:
+    """The experts are still those chosen: only their products read floats, rounded before."""
+    program = QuantizeWeights(targets=("*.experts",), bits=8, group_size=None)(
+        captured("mixtral", 1)[1]
+    )
+    given = replace(program, calibration=program.samples)
+    rounded = QuantizeActivations(targets=("*.experts",), experts=True, dynamic=False)(given)
+    made = lower(rounded, tmp_path / "triton")
+    assert all("w8a16" in name for name in told(made.program))
+    same(rounded, made.program)
 
 
 def test_experts_that_are_not_quantized_have_kernels_too(tmp_path: Path) -> None:

@@ -408,7 +408,7 @@ def test_operators_agree_with_their_shapes() -> None:
     calls: list[tuple[Any, tuple[Any, ...]]] = [
         (operators.weight_only, (x, packed, [], text(product), plan)),
         (operators.scaled_product, (codes, scales, narrow, [], text(scaled), plan)),
-        (operators.routed_product, (x[0], chosen, stack, [], text(routed), plan)),
+        (operators.routed_product, (x[0], None, chosen, stack, [], text(routed), plan)),
         (operators.row_wise, (x, [], text(RowWise(64, "float32", norm="rms")), "kernel")),
         (operators.row_codes, (x, [], text(RowWise(64, "float32", codes="int8")), "kernel")),
     ]  # fmt: skip
