@@ -77,7 +77,10 @@ def of_experts() -> Iterator[Spec]:
                 yield tile(Routed(up, 8, 2, shared=True), rows, bitwise=bitwise)
     down = WeightOnly(2048, 768, zeros=True)
     yield from (tile(Routed(down, 128, 8, shared=False), rows, bitwise=True) for rows in ROWS)
-    for spec in (Floating(14336, 4096, epilogue=gated), Floating(2048, 768)):
+    dense = Floating(14336, 4096, epilogue=gated), Floating(2048, 768)
+    codes = [Scaled(14336, 4096, codes=kind, epilogue=gated) for kind in CODES]
+    halves = GroupScaled(14336, 4096, lanes=byte_lanes(4096, 128), epilogue=gated)
+    for spec in (*dense, *codes, halves):
         yield from (tile(Routed(spec, 8, 2, shared=True), rows, bitwise=True) for rows in ROWS)
 
 
@@ -104,7 +107,7 @@ def specs() -> Iterator[Spec]:
 def main() -> None:
     """Compile all, and write the table."""
     rows = []
-    for spec in specs():
+    for spec in dict.fromkeys(specs()):
         took = resources(compile_for(spec))
         source = generate(spec).sha256
         rows.append({"spec": spec_json(spec), "source": source, **asdict(took)})

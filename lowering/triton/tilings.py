@@ -67,7 +67,10 @@ def slices(spec: Cut, tiles: int) -> int:
 def tile(product: Any, rows: int, *, bitwise: bool) -> Any:
     """A product with the tiling of the model for so many rows, of a routed one of each expert."""
     if isinstance(product, Routed):
-        return replace(product, product=_alone(product.product, rows, bitwise, product.chosen))
+        alone = product.product
+        # Finding a tile's rows takes registers, and sums of groups that are kept apart leave none.
+        most = SPILLING if isinstance(alone, GroupScaled) else ROWS[-1]
+        return replace(product, product=_alone(alone, min(rows, most), bitwise, product.chosen))
     return _alone(product, rows, bitwise, 1)
 
 
