@@ -127,21 +127,27 @@ def requests_of(program: Program, sample: Sample) -> Iterator[Sample]:
         }
 
 
-def _surprise(outputs: Mapping[str, Any], chance: torch.Generator) -> tuple[Tensor, int]:
-    """-log p of drawn answers, summed, up to a constant, and the number of rows."""
-    if LOGITS in outputs:
-        logits = outputs[LOGITS].flatten(0, -2).float()
-        _check_finite(logits, LOGITS)
-        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=chance).squeeze(-1)
-        return functional.cross_entropy(logits, drawn, reduction="sum"), len(logits)
-    values = {
+def answers(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What counts of a model's outputs, float32 rows [R, V]: logits, or all that is floating."""
+    counted = {LOGITS: outputs[LOGITS]} if LOGITS in outputs else outputs
+    return {
         name: one.flatten(0, -2).float() if one.dim() > 1 else one.float()[None]
-        for name, one in outputs.items()
+        for name, one in counted.items()
         if isinstance(one, Tensor) and one.is_floating_point()
     }
-    total = torch.zeros(())
+
+
+def _surprise(outputs: Mapping[str, Any], chance: torch.Generator) -> tuple[Tensor, int]:
+    """-log p of drawn answers, summed, up to a constant, and the number of rows."""
+    values = answers(outputs)
     for name, value in values.items():
         _check_finite(value, name)
+    if LOGITS in values:
+        logits = values[LOGITS]
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=chance).squeeze(-1)
+        return functional.cross_entropy(logits, drawn, reduction="sum"), len(logits)
+    total = torch.zeros(())
+    for value in values.values():
         size = value.detach().square().sum(-1).mean().sqrt().clamp_min(1e-30)
         total = total + (value * torch.randn(value.shape, generator=chance)).sum() / size
     return total, max(map(len, values.values()), default=0)

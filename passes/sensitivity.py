@@ -14,6 +14,7 @@ from planish.ir.program import Program
 from planish.ir.progress import Progress, silent
 from planish.ir.quant import QuantScheme
 from planish.passes.contract import NotApplicable
+from planish.passes.divergence import Rerun
 from planish.passes.fisher import requests_of, slopes
 from planish.passes.inputs import samples_of, spread
 from planish.passes.layers import Layer
@@ -22,6 +23,16 @@ from planish.passes.sequential import second_moments, walk
 
 TOKENS = 4096
 """Of tokens about so many are learned from."""
+
+TRIED = 1024
+"""On about so many tokens losses are tried."""
+
+NOISE, LITTLE = 1e-5, 0.1
+"""Estimated losses between which one is tried: above what float32 adds, below what is no longer a
+square."""
+
+WIDEST = 8.0
+"""By so much at most what was tried changes an estimate."""
 
 TINY = 1e-30
 
@@ -35,8 +46,9 @@ class Option:
         nbytes: of what a checkpoint stores, scales and zero points included.
         error: of the layer's output over the samples, ‖ΔW x‖ / ‖W x‖.
         output: mean of ‖ΔW x‖²: tr(ΔW H ΔWᵀ), H the second moments of what the layer reads.
-        loss: what that is estimated to cost: nats a row of logits, or without logits half the
-            squared change of a row of the outputs, as a share of its mean square.
+        loss: what that is estimated to cost, by gradients and by running one option of the layer:
+            nats a row of logits, or without logits half the squared change of a row of the outputs,
+            as a share of its mean square.
     """
 
     scheme: QuantScheme | None
@@ -84,6 +96,10 @@ def sensitivities(
     inputs, each row weighted with its squared gradients (`planish.passes.fisher`). Losses of
     different layers are taken to add up. HAWQ-V2 (Dong et al., 2020) weighs layers, SqueezeLLM
     (Kim et al., 2023) weights, by such second-order terms.
+
+    That errors at different tokens meet in attention is not in it: of SmolLM2's queries, keys and
+    values it tells half of what is lost. So one option of each layer, together with those that read
+    the same value, is tried on a few samples, and what it loses sets the scale of the others.
 
     On tensors without data nothing is measured: losses are n · 4^-bits for n weights.
 
@@ -190,10 +206,13 @@ def _measured(
             )
     sizes = dict.fromkeys((layer.name for layer in layers), 0.0)
     sums = {(layer.name, scheme): (0.0, 0.0) for layer in layers for scheme in schemes}
+    scales = dict.fromkeys(sizes, 1.0)
+    rerun = Rerun(program, spread(requests, TRIED))
     for visit in walk(program, requests, list(owner), tell=lambda *far: progress("layers", *far)):
         moments, rows = second_moments(visit.inputs)
         moments /= rows
         squares = moments.diagonal() if search == "inputs" else None
+        made: dict[QuantScheme, dict[str, Tensor]] = {scheme: {} for scheme in schemes}
         for node in visit.layers:
             layer, slope = owner[node], found[node.name]
             shares = slope.features / slope.features.sum().clamp_min(TINY)
@@ -202,17 +221,47 @@ def _measured(
             matrix = layer.matrix(program.tensors)
             sizes[layer.name] += float(_squares(matrix, moments).sum())
             for scheme in [one for one in schemes if _fits(one, layer)]:
-                made, _ = round_to_nearest(matrix, scheme, search=bool(search), squares=squares)
-                wrong = made.dequantize().float() - matrix
+                rounded, _ = round_to_nearest(matrix, scheme, search=bool(search), squares=squares)
+                read = rounded.dequantize()
+                made[scheme][layer.name] = read.to(matrix.dtype)
+                wrong = read.float() - matrix
                 output, loss = sums[layer.name, scheme]
                 sums[layer.name, scheme] = (
                     output + float(_squares(wrong, moments).sum()),
                     loss + float(_squares(wrong, weighted) @ shares) / 2,
                 )
+        if all(len(owner[node].node.users) == 1 for node in visit.layers):
+            here = [owner[node] for node in visit.layers]
+            scales |= dict.fromkeys((one.name for one in here), _scale(rerun, here, made, sums))
     return {
-        (name, scheme): ((output / max(sizes[name], TINY)) ** 0.5, output, loss)
+        (name, scheme): ((output / max(sizes[name], TINY)) ** 0.5, output, scales[name] * loss)
         for (name, scheme), (output, loss) in sums.items()
     }
+
+
+def _scale(
+    rerun: Rerun,
+    layers: Sequence[Layer],
+    made: Mapping[QuantScheme, Mapping[str, Tensor]],
+    sums: Mapping[tuple[str, QuantScheme], tuple[float, float]],
+) -> float:
+    """What layers that read one value lose when tried, as a share of what is estimated.
+
+    Tried is the coarsest way to store them that is estimated to lose little, so that what is lost
+    grows with the square of the errors as estimates do.
+    """
+    losses = {
+        scheme: sum(sums[layer.name, scheme][1] for layer in layers)
+        for scheme, matrices in made.items()
+        if len(matrices) == len(layers)
+    }
+    little = [scheme for scheme, loss in losses.items() if NOISE < loss <= LITTLE]
+    if not little:
+        return 1.0
+    scheme = max(little, key=losses.__getitem__)
+    weights = {layer.node: layer.as_read(made[scheme][layer.name]) for layer in layers}
+    scale = rerun.loss(weights, layers[0].first_reader) / losses[scheme]
+    return min(max(scale, 1 / WIDEST), WIDEST)
 
 
 def _weighted(inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:

@@ -8,7 +8,8 @@ quarter of the machine's memory they lie in files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,7 +107,22 @@ class Run:
         rounds: whether activations that the program rounds are rounded.
     """
 
-    def __init__(self, program: Program, samples: Sequence[Sample], *, rounds: bool = True) -> None:
+    def __init__(
+        self,
+        program: Program,
+        samples: Sequence[Sample],
+        *,
+        rounds: bool = True,
+        kept: Iterable[fx.Node] = (),
+    ) -> None:
+        """Begin.
+
+        Args:
+            program: stays as it is.
+            samples: each is run by itself.
+            rounds: whether activations that the program rounds are rounded.
+            kept: nodes whose values can be read to the end.
+        """
         self.rounds = rounds
         self.weights: dict[fx.Node, Tensor] = {}
         self._program = program
@@ -116,7 +132,7 @@ class Run:
         self._last = {
             node: max((place[user] for user in node.users if user.op != "output"), default=-1)
             for node in self._nodes
-        }
+        } | dict.fromkeys(kept, len(self._nodes))
         self._feeds = [
             {spec.name: sample[spec.name] for spec in program.inputs} for sample in samples
         ]
@@ -135,6 +151,13 @@ class Run:
             known = dict(values)
             self._compute([node], feeds, known)
             yield known[node]
+
+    def fork(self, weights: Mapping[fx.Node, Tensor]) -> Run:
+        """A copy that goes on by itself, with other weights besides; this one stays as it is."""
+        other = copy.copy(self)
+        other.weights = {**self.weights, **weights}
+        other._values = [dict(values) for values in self._values]
+        return other
 
     def put(self, node: fx.Node, values: Sequence[Tensor]) -> None:
         """Let later nodes read other values of a node that was computed, one for each sample."""

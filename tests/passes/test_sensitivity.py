@@ -95,7 +95,9 @@ def test_the_estimate_is_near_the_divergence_that_rounding_a_layer_makes(
     each: tuple[Literal[4, 8], ...] = (4, 8)
     for bits, option in zip(each, layer.options, strict=True):
         after = QuantizeWeights(bits=bits, group_size=32, targets=(name,))(program)
-        assert option.loss == pytest.approx(divergence(program, after), rel=0.5)
+        # 4 bits are what was run; those of 8 are told by them
+        near = 0.02 if bits == 4 else 0.3
+        assert option.loss == pytest.approx(divergence(program, after), rel=near)
 
 
 def test_without_logits_the_estimate_is_near_the_squared_change(program: Program) -> None:
@@ -105,6 +107,20 @@ def test_without_logits_the_estimate_is_near_the_squared_change(program: Program
     before, moved = (one.run(**bare.samples[0])["y"].flatten(0, 1) for one in (bare, after))
     change = (moved - before).square().sum(-1).mean() / before.square().sum(-1).mean() / 2
     assert layer.options[0].loss == pytest.approx(float(change), rel=0.5)
+
+
+def test_errors_of_tokens_that_attention_adds_up_are_told() -> None:
+    """Gradients of single tokens do not know what queries and keys lose; running them does."""
+    made = captured("llama")[1]
+    program = dataclasses.replace(made, samples=made.samples[:1])
+    attention = chosen(program, "t", ("*q_proj", "*k_proj", "*v_proj"), ())
+    found = sensitivities(program, attention, (INT4,), "t")
+    for group in {layer.group for layer in found}:
+        members = [layer for layer in found if layer.group == group]
+        names = tuple(layer.name.removesuffix(".weight") for layer in members)
+        after = QuantizeWeights(bits=4, group_size=32, targets=names)(program)
+        told = sum(layer.options[0].loss for layer in members)
+        assert told == pytest.approx(divergence(program, after), rel=0.02)
 
 
 def test_what_is_told_of_each_way_to_store_a_layer(program: Program) -> None:
