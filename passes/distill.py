@@ -8,9 +8,10 @@ from the unpruned model is found better than training on labels.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -24,10 +25,12 @@ from planish.ir.stack import sign_stack
 from planish.passes.contract import OPTIONS, Contract, LongPass, NotApplicable
 from planish.passes.fisher import requests_of
 from planish.passes.healing import (
+    Said,
     Student,
     rate,
     restore,
-    spoken,
+    said,
+    shared_states,
     states_of,
     trainable,
 )
@@ -73,6 +76,11 @@ class Distill(LongPass):
 
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """By which logits are divided before they are compared."""
+
+    hidden: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """What hidden states count beside the predictions: the squared change of residual streams, each
+    row as a share of its size, the mean over the blocks that both models have. None where a pass
+    made the stream narrower."""
 
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """The share of the samples that weights are judged by and not trained on; one at least."""
@@ -140,13 +148,16 @@ class Distill(LongPass):
     ) -> Program:
         original = work.original
         assert original is not None
-        student = Student(program, names, self.rank if self.mode == "lora" else None, self.seed)
+        states, aims = self._states(program, original)
+        rank = self.rank if self.mode == "lora" else None
+        student = Student(program, names, rank, self.seed, self.temperature, self.hidden, states)
+        expect = functools.partial(said, original, states=aims)
         optimizer = torch.optim.AdamW(
             student.parameters.values(), lr=self._rate, betas=(0.9, 0.95), weight_decay=0.0
         )
         kept = work.journal.load("state") if work.journal else None
         if kept is None:
-            first = best = self._judged(student, original, judge, 0)
+            first = best = self._judged(student, expect, judge, 0)
             step, spent = 0, 0.0
             best_weights = student.weights()
         else:
@@ -158,8 +169,7 @@ class Distill(LongPass):
         while (done := self._done(step, begun)) < 1:
             chosen = self._batch(train, step)
             for one, other in chosen:  # by itself, a sample's activations stay in caches
-                expected = spoken(original, other)
-                loss = student.backward(one, expected, self.temperature, 1 / len(chosen))
+                loss = student.backward(one, expect(other), 1 / len(chosen))
                 _finite(loss, step, self._rate)
             torch.nn.utils.clip_grad_norm_(student.parameters.values(), 1.0)
             for group in optimizer.param_groups:
@@ -169,7 +179,7 @@ class Distill(LongPass):
             step += 1
             last = self._done(step, begun) >= 1
             if last or step % self.every == 0:
-                found = self._judged(student, original, judge, step)
+                found = self._judged(student, expect, judge, step)
                 if found < best:
                     best = found
                     best_weights = {name: one.detach() for name, one in student.weights().items()}
@@ -203,13 +213,28 @@ class Distill(LongPass):
         order = torch.randperm(len(train), generator=chance)[place * size : (place + 1) * size]
         return [train[int(one)] for one in order]
 
+    def _states(self, program: Program, original: Program) -> tuple[dict[str, str], dict[str, str]]:
+        """The hidden states that are compared, by the nodes of the program and of the original."""
+        if not self.hidden:
+            return {}, {}
+        states, aims = shared_states(program, original)
+        if not states:
+            raise NotApplicable(
+                f"{CALLED}: no residual stream of {program.source.name} is as wide as the "
+                "original's behind any block, so that no hidden states can be compared; leave out "
+                "hidden."
+            )
+        return states, aims
+
     def _judged(
-        self, student: Student, original: Program, judge: Sequence[tuple[Sample, Sample]], step: int
+        self,
+        student: Student,
+        expect: Callable[[Sample], Said],
+        judge: Sequence[tuple[Sample, Sample]],
+        step: int,
     ) -> float:
         """The mean loss on what is held out."""
-        losses = [
-            student.loss(one, spoken(original, other), self.temperature) for one, other in judge
-        ]
+        losses = [student.loss(one, expect(other)) for one, other in judge]
         _finite(sum(losses), step, self._rate)
         return sum(losses) / len(losses)
 

@@ -103,10 +103,12 @@ def observe(
     """
     chance = torch.Generator().manual_seed(0)
     rows = 0
+    stored = {name: tensor.detach() for name, tensor in program.tensors.items()}
+    watch = {name: one.watch for name, one in watched.items()}
     for done, request in enumerate(requests):
         progress(done, len(requests))
         with torch.enable_grad():
-            outputs = _Watched(program, watched).run(
+            outputs = Differentiable(program.graph, stored, watch).run(
                 *(request[spec.name] for spec in program.inputs), enable_io_processing=False
             )
             surprise, count = _surprise(dict(zip(program.outputs, outputs, strict=True)), chance)
@@ -167,11 +169,18 @@ class Differentiable(fx.Interpreter):
     Args:
         graph: of a program.
         tensors: what it reads, by name.
+        watched: by the names of nodes, what is shown their values on the way.
     """
 
-    def __init__(self, graph: fx.Graph, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        graph: fx.Graph,
+        tensors: Mapping[str, Tensor],
+        watched: Mapping[str, Callable[[Tensor], None]] = {},
+    ) -> None:
         super().__init__(torch.nn.Module(), graph=graph)
         self._tensors = tensors
+        self._watched = watched
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002
         """Read a tensor."""
@@ -184,17 +193,9 @@ class Differentiable(fx.Interpreter):
             return x + (target(x.detach(), *others, **kwargs) - x).detach()
         return super().call_function(EAGER.get(target) or target, args, kwargs)
 
-
-class _Watched(Differentiable):
-    """Some of the values are watched for gradients; what is stored has none."""
-
-    def __init__(self, program: Program, watched: Mapping[str, Watcher]) -> None:
-        stored = {name: tensor.detach() for name, tensor in program.tensors.items()}
-        super().__init__(program.graph, stored)
-        self._watched = watched
-
     def run_node(self, n: fx.Node) -> Any:
+        """Compute a node, and show it to what watches it."""
         result = super().run_node(n)
         if n.name in self._watched:
-            self._watched[n.name].watch(result)
+            self._watched[n.name](result)
         return result

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from planish.ir.carried import pairs
 from planish.ir.program import Program, Sample
+from planish.passes.blocks import find_blocks
 from planish.passes.fisher import LOGITS, Differentiable
 
 _ROWS = 512
@@ -29,7 +31,16 @@ end."""
 class Student:
     """Weights in training: all of each, or a change of low rank of it, in float32."""
 
-    def __init__(self, program: Program, names: Sequence[str], rank: int | None, seed: int) -> None:
+    def __init__(
+        self,
+        program: Program,
+        names: Sequence[str],
+        rank: int | None,
+        seed: int,
+        temperature: float = 1.0,
+        hidden: float = 0.0,
+        states: Mapping[str, str] = {},
+    ) -> None:
         """Begin with the weights as they are.
 
         Args:
@@ -37,9 +48,15 @@ class Student:
             names: of the tensors that are trained.
             rank: of their changes; None to train all numbers.
             seed: of the first factor of each change; the other begins as zeros.
+            temperature: by which logits are divided before they are compared.
+            hidden: what hidden states count, beside the outputs.
+            states: hidden states that are compared, by the names of the nodes that give them.
         """
         self.program = program
         self.rank = rank
+        self._temperature = temperature
+        self._hidden = hidden
+        self._states = states
         chance = torch.Generator().manual_seed(seed)
         self.parameters: dict[str, Tensor] = {}
         for name in names:
@@ -67,32 +84,109 @@ class Student:
                 found[name] = (tensor.float() + change).to(tensor.dtype)
         return found
 
-    def loss(self, sample: Sample, expected: Mapping[str, Tensor], temperature: float) -> float:
-        """How far the outputs are from what is expected, a mean over rows."""
+    def loss(self, sample: Sample, expected: Said) -> float:
+        """How far what is said is from what is expected, a mean over rows."""
         with torch.no_grad():
-            outputs = self._run(sample)
-        loss, _ = apart(outputs, expected, sample, temperature, wants_gradient=False)
-        return loss
+            said = self._run(sample)
+        return self._apart(said, expected, sample, wants_gradient=False)[0]
 
-    def backward(
-        self, sample: Sample, expected: Mapping[str, Tensor], temperature: float, share: float = 1.0
-    ) -> float:
+    def backward(self, sample: Sample, expected: Said, share: float = 1.0) -> float:
         """The same, adding so large a share of its gradients to those of the parameters."""
         with torch.enable_grad():
-            outputs = self._run(sample)
-            loss, gradients = apart(outputs, expected, sample, temperature)
-            names = [name for name in gradients if outputs[name].requires_grad]
+            said = self._run(sample)
+            loss, gradients = self._apart(said, expected, sample)
+            reached = [(value, slope) for value, slope in gradients if value.requires_grad]
             torch.autograd.backward(
-                [outputs[name] for name in names], [gradients[name].mul_(share) for name in names]
+                [value for value, _ in reached], [slope.mul_(share) for _, slope in reached]
             )
         return loss
 
-    def _run(self, sample: Sample) -> dict[str, Tensor]:
-        program = self.program
-        values = Differentiable(program.graph, {**program.tensors, **self.weights()}).run(
-            *(sample[spec.name] for spec in program.inputs), enable_io_processing=False
+    def _run(self, sample: Sample) -> Said:
+        tensors = {**self.program.tensors, **self.weights()}
+        return _said(self.program, tensors, sample, self._states)
+
+    def _apart(
+        self, said: Said, expected: Said, sample: Sample, *, wants_gradient: bool = True
+    ) -> tuple[float, list[tuple[Tensor, Tensor]]]:
+        """The loss, and values with its gradients with respect to them."""
+        loss, slopes = apart(
+            said.outputs, expected.outputs, sample, self._temperature, wants_gradient=wants_gradient
         )
-        return dict(zip(program.outputs, values, strict=True))
+        gradients = [(said.outputs[name], slope) for name, slope in slopes.items()]
+        for name, state in said.hidden.items():
+            far, slope = moved(state, expected.hidden[name], sample)
+            loss += self._hidden / len(said.hidden) * far
+            gradients.append((state, slope.mul_(self._hidden / len(said.hidden))))
+        return loss, gradients
+
+
+class Said(NamedTuple):
+    """What a program gives for a sample.
+
+    Attributes:
+        outputs: without states such as caches.
+        hidden: hidden states [..., T, K] that were asked for.
+    """
+
+    outputs: dict[str, Tensor]
+    hidden: dict[str, Tensor]
+
+
+def said(program: Program, sample: Sample, states: Mapping[str, str]) -> Said:
+    """What a program gives for a sample, without gradients.
+
+    Args:
+        program: stays as it is.
+        sample: for it.
+        states: names of hidden states, by those of the nodes that give them.
+    """
+    with torch.no_grad():
+        return _said(program, program.tensors, sample, states)
+
+
+def _said(
+    program: Program, tensors: Mapping[str, Tensor], sample: Sample, states: Mapping[str, str]
+) -> Said:
+    hidden: dict[str, Tensor] = {}
+    watched = {node: partial(hidden.__setitem__, name) for node, name in states.items()}
+    values = Differentiable(program.graph, tensors, watched).run(
+        *(sample[spec.name] for spec in program.inputs), enable_io_processing=False
+    )
+    carried = set(pairs((spec.name for spec in program.inputs), program.outputs).values())
+    outputs = dict(zip(program.outputs, values, strict=True))
+    return Said({name: one for name, one in outputs.items() if name not in carried}, hidden)
+
+
+def shared_states(program: Program, original: Program) -> tuple[dict[str, str], dict[str, str]]:
+    """Hidden states that two programs have in common: nodes of each, and the states' names.
+
+    They are those of residual streams behind each block that both have, where they are of one
+    width.
+    """
+    mine, theirs = (
+        {one.name: one.after for one in find_blocks(each)} for each in (program, original)
+    )
+    both = [name for name, node in mine.items() if name in theirs and _like(node, theirs[name])]
+    first = {mine[name].name: name for name in both}
+    return first, {theirs[name].name: name for name in both}
+
+
+def _like(one: fx.Node, other: fx.Node) -> bool:
+    return bool(one.meta["val"].shape[-1] == other.meta["val"].shape[-1])
+
+
+def moved(state: Tensor, expected: Tensor, sample: Sample) -> tuple[float, Tensor]:
+    """‖h - h₀‖² / ‖h₀‖², the mean over rows that are no padding, and its gradient.
+
+    Each row counts as a share of its own size, since single tokens are hundreds of times as large
+    as the others.
+    """
+    counts = _counted(sample, state)
+    size = expected.float().square().sum(-1).clamp_min(1e-30) * counts.sum().clamp_min(1)
+    wrong = state.detach().float() - expected.float()
+    shares = (counts / size)[..., None]
+    loss = float((wrong.square() * shares).sum())
+    return loss, (2 * wrong * shares).to(state.dtype)
 
 
 def apart(
@@ -149,12 +243,6 @@ def _counted(sample: Sample, logits: Tensor) -> Tensor:
     if mask is None or "input_ids" not in sample or sample["input_ids"].shape != shape:
         return torch.ones(shape)
     return mask[:, -shape[-1] :].float()
-
-
-def spoken(program: Program, sample: Sample) -> dict[str, Tensor]:
-    """What a program gives for a sample, without its states."""
-    states = set(pairs((spec.name for spec in program.inputs), program.outputs).values())
-    return {name: one for name, one in program.run(**sample).items() if name not in states}
 
 
 def rate(done: float) -> float:

@@ -15,10 +15,11 @@ from planish.lowering.checkpoint import write_checkpoint
 from planish.passes import name_of
 from planish.passes.contract import NotApplicable
 from planish.passes.distill import Distill
-from planish.passes.healing import apart, rate
+from planish.passes.healing import apart, moved, rate, said, shared_states
 from planish.passes.pipeline import apply
 from planish.passes.prune_depth import PruneDepth
 from planish.passes.quantize_weights import QuantizeWeights
+from planish.passes.slice import Slice
 from planish.passes.work import Journal, StaleWork, Work
 from support.captured import captured
 from support.models import tiny_folder
@@ -135,6 +136,49 @@ def test_it_never_gets_worse(original: Program, pruned: Program) -> None:
     after = one(pruned, Work(original=original))
     assert all(torch.equal(after.tensors[name], pruned.tensors[name]) for name in after.tensors)
     assert after.changes[-1].what.endswith("steps at best, so the weights stay as they were")
+
+
+def test_hidden_states_of_the_blocks_that_are_left_come_closer(
+    original: Program, pruned: Program
+) -> None:
+    mine, theirs = shared_states(pruned, original)
+    assert [*mine.values()] == [*theirs.values()] == ["model.layers.0", "model.layers.2"]
+    sample = original.calibration[0]
+    left = {one.name: sample[one.name] for one in pruned.inputs}
+    exact = said(original, sample, theirs).hidden
+
+    def far(program: Program) -> float:
+        states = said(program, left, mine).hidden
+        return sum(moved(states[name], exact[name], left)[0] for name in exact)
+
+    options = {**FAST, "steps": 40}
+    plain = Distill(**options)(pruned, Work(original=original))
+    shown = Distill(**options, hidden=4.0)(pruned, Work(original=original))
+    assert far(shown) < min(far(plain), far(pruned))
+
+
+def test_hidden_states_are_compared_row_by_row() -> None:
+    """A row a hundred times as large counts no more; padding counts nothing."""
+    aim = torch.randn(1, 3, 8) * torch.tensor([1.0, 100.0, 1.0])[:, None]
+    state = (aim * 1.1).requires_grad_()
+    ids = torch.zeros(1, 3, dtype=torch.int64)
+    loss, gradient = moved(state, aim, {"input_ids": ids})
+    assert loss == pytest.approx(0.01, rel=1e-4)
+    size = aim.square().sum(-1, keepdim=True)
+    by_hand = ((state - aim).square() / size).sum() / 3
+    by_hand.backward()
+    assert state.grad is not None
+    torch.testing.assert_close(gradient, state.grad)
+    padded = {"input_ids": ids, "attention_mask": torch.tensor([[0, 1, 1]])}
+    loss, gradient = moved(state, torch.cat([aim[:, :1] * 9, aim[:, 1:]], 1), padded)
+    assert loss == pytest.approx(0.01, rel=1e-4)
+    assert not gradient[:, 0].any()
+
+
+def test_hidden_states_of_a_narrower_stream_are_refused(original: Program) -> None:
+    passes = [Slice(ratio=0.25, round_to=1), Distill(**FAST, hidden=1.0)]
+    with pytest.raises(NotApplicable, match=r"no residual stream of .* is as wide as the original"):
+        apply(original, passes, names=name_of)
 
 
 def test_time_can_be_the_limit(original: Program, pruned: Program) -> None:
