@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from planish.ir.cost import costs, total
-from planish.ir.program import Program
+from planish.ir.program import Program, Sample
 from planish.ir.progress import Progress, silent
 from planish.ir.quant import QuantScheme
 from planish.passes.contract import NotApplicable
 from planish.passes.divergence import Rerun
-from planish.passes.fisher import requests_of, slopes
+from planish.passes.fisher import Slopes, requests_of, slopes
 from planish.passes.inputs import samples_of, spread
 from planish.passes.layers import Layer
 from planish.passes.rounding import round_to_nearest
@@ -24,8 +24,8 @@ from planish.passes.sequential import second_moments, walk
 TOKENS = 4096
 """Of tokens about so many are learned from."""
 
-TRIED = 1024
-"""On about so many tokens losses are tried."""
+TRIED, FEW = 1024, 4
+"""On about so many tokens losses are tried, or on so many requests that are not of tokens."""
 
 NOISE, LITTLE = 1e-5, 0.1
 """Estimated losses between which one is tried: above what float32 adds, below what is no longer a
@@ -192,22 +192,11 @@ def _measured(
         for request in requests_of(program, sample)
     ]
     owner = {reader: layer for layer in layers for reader in layer.node.users}
-    found, count = slopes(program, owner, requests, lambda *far: progress("gradients", *far))
-    if not any(bool(one.features.any()) for one in found.values()):
-        raise NotApplicable(
-            f"{called}: no gradient of the outputs reaches {layers[0].name} or any other layer "
-            "that was asked for, so that nothing tells how sensitive they are; name others."
-        )
-    for reader, layer in owner.items():
-        if not bool(found[reader.name].features.isfinite().all()):
-            raise NotApplicable(
-                f"{called}: the gradient of the outputs at {layer.name} is not finite on the "
-                "samples, so nothing tells how sensitive it is; name it under ignore, or mend them."
-            )
+    found, count = _gradients(program, owner, requests, called, progress)
     sizes = dict.fromkeys((layer.name for layer in layers), 0.0)
     sums = {(layer.name, scheme): (0.0, 0.0) for layer in layers for scheme in schemes}
     scales = dict.fromkeys(sizes, 1.0)
-    rerun = Rerun(program, spread(requests, TRIED))
+    rerun = Rerun(program, _few(requests))
     for visit in walk(program, requests, list(owner), tell=lambda *far: progress("layers", *far)):
         moments, rows = second_moments(visit.inputs)
         moments /= rows
@@ -239,6 +228,30 @@ def _measured(
     }
 
 
+def _gradients(
+    program: Program,
+    owner: Mapping[fx.Node, Layer],
+    requests: Sequence[Sample],
+    called: str,
+    progress: Progress,
+) -> tuple[dict[str, Slopes], int]:
+    """Squared gradients at all readers of layers, and of how many rows of outputs they are."""
+    found, count = slopes(program, owner, requests, lambda *far: progress("gradients", *far))
+    if not any(bool(one.features.any()) for one in found.values()):
+        first = next(iter(owner.values())).name
+        raise NotApplicable(
+            f"{called}: no gradient of the outputs reaches {first} or any other layer that was "
+            "asked for, so that nothing tells how sensitive they are; name others."
+        )
+    for reader, layer in owner.items():
+        if not bool(found[reader.name].features.isfinite().all()):
+            raise NotApplicable(
+                f"{called}: the gradient of the outputs at {layer.name} is not finite on the "
+                "samples, so nothing tells how sensitive it is; name it under ignore, or mend them."
+            )
+    return found, count
+
+
 def _scale(
     rerun: Rerun,
     layers: Sequence[Layer],
@@ -262,6 +275,12 @@ def _scale(
     weights = {layer.node: layer.as_read(made[scheme][layer.name]) for layer in layers}
     scale = rerun.loss(weights, layers[0].first_reader) / losses[scheme]
     return min(max(scale, 1 / WIDEST), WIDEST)
+
+
+def _few(requests: Sequence[Sample]) -> list[Sample]:
+    """Those that layers are tried on: each layer takes half a run of each on average."""
+    some = spread(requests, TRIED)
+    return some if "input_ids" in some[0] else some[:FEW]
 
 
 def _weighted(inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
