@@ -22,6 +22,8 @@ from planish.ir.ops import EAGER
 from planish.ir.program import Program, Sample
 from planish.passes.contract import NotApplicable
 
+aten = torch.ops.aten
+
 LOGITS = "logits"
 """The output whose softmax is what a model answers, where there is one."""
 
@@ -170,6 +172,7 @@ class Differentiable(fx.Interpreter):
         graph: of a program.
         tensors: what it reads, by name.
         watched: by the names of nodes, what is shown their values on the way.
+        linear: computes linear layers, whose arguments are those of `aten.linear`.
     """
 
     def __init__(
@@ -177,10 +180,12 @@ class Differentiable(fx.Interpreter):
         graph: fx.Graph,
         tensors: Mapping[str, Tensor],
         watched: Mapping[str, Callable[[Tensor], None]] = {},
+        linear: Callable[..., Tensor] = aten.linear.default,
     ) -> None:
         super().__init__(torch.nn.Module(), graph=graph)
         self._tensors = tensors
         self._watched = watched
+        self._linear = linear
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002
         """Read a tensor."""
@@ -191,6 +196,8 @@ class Differentiable(fx.Interpreter):
         if target is fake_quantize:  # rounding counts as no change, or no gradient would pass
             x, *others = args
             return x + (target(x.detach(), *others, **kwargs) - x).detach()
+        if target is aten.linear.default:
+            return self._linear(*args, **kwargs)
         return super().call_function(EAGER.get(target) or target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:

@@ -13,10 +13,10 @@ def quick_products() -> Iterator[None]:
     """Let float32 matrices be multiplied by the fastest kernels that the processor has.
 
     Torch then gives products on the CPU to oneDNN, which takes AVX-512 on processors of any maker,
-    to the same precision. Where a processor multiplies bfloat16 matrices as a whole (AMX), factors
-    are rounded to those and sums stay float32: fit for activations that are learned from and for
-    training, not for what has to be the same function. The setting is the process's, and is put
-    back in the end.
+    to the same precision. Where a processor multiplies bfloat16 (AVX-512 BF16, AMX), factors are
+    rounded to it and sums stay float32: fit for activations that are learned from and for training,
+    not for what has to be the same function. The setting is the process's, and is put back in the
+    end.
     """
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
@@ -25,3 +25,12 @@ def quick_products() -> Iterator[None]:
         yield
     finally:
         settings.fp32_precision = before
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 faster than float32; False where torch can't tell.
+
+    Others compute such products in float32, at the cost of conversions.
+    """
+    told = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(told.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
