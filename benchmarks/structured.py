@@ -67,6 +67,8 @@ PRUNING: tuple[Row, ...] = (
 SLICING: tuple[Row, ...] = (
     ("planish", "slice/shared", 0.1),
     ("planish", "slice/shared", 0.2),
+    ("planish", "slice-25", 0.25),
+    ("planish", "slice-w4", 0.1),
     ("planish", "slice/per_block", 0.1),
     ("planish", "slice/per_block+repair", 0.1),
     ("planish", "slice/per_block+repair", 0.2),

@@ -172,7 +172,7 @@ def _linear() -> Callable[..., Tensor]:
 
 def linear_in_bfloat16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A linear layer whose factors are rounded, on the way back too; it gives what dtype x has."""
-    result = aten.linear.default(x.bfloat16(), weight.bfloat16()).to(x.dtype)
+    result: Tensor = aten.linear.default(x.bfloat16(), weight.bfloat16()).to(x.dtype)
     return result if bias is None else result + bias
 
 

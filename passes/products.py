@@ -32,5 +32,5 @@ def multiplies_bfloat16() -> bool:
 
     Others compute such products in float32, at the cost of conversions.
     """
-    told = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(told.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    told: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(bool(told.get(name)) for name in ("avx512_bf16", "amx_bf16"))

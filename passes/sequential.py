@@ -19,7 +19,7 @@ from torch.fx.node import map_arg
 
 from planish.ir.activations import fake_quantize
 from planish.ir.program import Program, Sample
-from planish.passes.spill import is_spilled, memory_size, return_freed, spilled
+from planish.passes.spill import is_spilled, memory_size, put_back, return_freed, spilled
 from planish.passes.work import UNSEEN
 
 LIMIT = memory_size() // 4
@@ -181,6 +181,9 @@ class Run:
         held = [one for known in self._values for node, one in known.items() if _counts(node, one)]
         if sum(tensor.nbytes for tensor in held) > LIMIT:
             values |= {node: spilled(one) for node, one in values.items() if _counts(node, one)}
+        for value in values.values():
+            if isinstance(value, Tensor):
+                put_back(value)
 
     def _forget(self, values: dict[fx.Node, Any], stop: int) -> None:
         for node in [one for one in values if self._last[one] < stop]:
@@ -233,6 +236,7 @@ def second_moments(inputs: Sequence[Tensor], width: int | None = None) -> tuple[
         for start in range(0, width, STRIP):
             strip = rows[:, start : start + STRIP]
             total[start : start + STRIP, start:].addmm_(strip.T, rows[:, start:])
+        put_back(value)
     return total.triu() + total.triu(1).T, count
 
 
@@ -242,4 +246,6 @@ def cross_moments(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     total = torch.zeros(width, width)
     for one, other in zip(left, right, strict=True):
         total.addmm_(one.reshape(-1, width).float().T, other.reshape(-1, width).float())
+        put_back(one)
+        put_back(other)
     return total

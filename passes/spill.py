@@ -11,6 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+PREFIX = "planish-"
+"""What names of files of spilled tensors begin with."""
+
 ENDLESS = 1 << 62
 """Bytes of memory where nobody says how many there are."""
 
@@ -47,7 +50,7 @@ def spilled(tensor: Tensor) -> Tensor:
     Raises:
         OSError: if the folder for temporary files is full.
     """
-    with tempfile.NamedTemporaryFile(prefix="planish-") as file:
+    with tempfile.NamedTemporaryFile(prefix=PREFIX) as file:
         # Written rather than copied into the mapping, which would hold the pages, and which ends
         # the process where the disk is full.
         file.write(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -57,8 +60,9 @@ def spilled(tensor: Tensor) -> Tensor:
 
 
 def is_spilled(tensor: Tensor) -> bool:
-    """Whether a tensor lies in such a file."""
-    return tensor.untyped_storage().filename is not None
+    """Whether a tensor lies in such a file; those of checkpoints may lie in files, too."""
+    name = tensor.untyped_storage().filename
+    return name is not None and Path(name).name.startswith(PREFIX)
 
 
 def put_back(tensor: Tensor) -> None:

@@ -40,12 +40,12 @@ class Codes(NamedTuple):
     Attributes:
         codes: uint8 [..., K].
         step: the part of the scale that all rows share.
-        unit: float32 [..., 1] or [], the other part.
+        unit: float32 [..., 1] or [], the other part; None where that is 1.
     """
 
     codes: ir.Value
     step: ir.Value
-    unit: ir.Value
+    unit: ir.Value | None
 
 
 def linear(b: Builder) -> ir.Value | None:
@@ -96,7 +96,8 @@ def _by_all(b: Builder, read: Codes, stored: Sequence[tuple[str, QuantizedTensor
     """The rows by weights below one another, float32 [..., N of all]."""
     weights = merged.joined(b, [_turned(b, *one) for one in stored], axis=1)
     scales = merged.joined(b, [_row_of_scales(b, *one) for one in stored])
-    return b.op("Mul", _product(b, read, weights, scales), read.unit)
+    product = _product(b, read, weights, scales)
+    return product if read.unit is None else b.op("Mul", product, read.unit)
 
 
 def _apart(b: Builder, read: Codes, count: int, *, by_row: bool) -> list[Codes]:
@@ -105,7 +106,7 @@ def _apart(b: Builder, read: Codes, count: int, *, by_row: bool) -> list[Codes]:
     def split(value: ir.Value) -> tuple[ir.Value, ...]:
         return b.ops(count, "Split", value, [1] * count, axis=0)
 
-    units = split(read.unit) if by_row else (read.unit,) * count
+    units = split(read.unit) if by_row and read.unit is not None else (read.unit,) * count
     return [Codes(*one) for one in zip(split(read.codes), (read.step,) * count, units, strict=True)]
 
 
@@ -151,16 +152,16 @@ def _codes(b: Builder, node: fx.Node) -> Codes:
 
     With scales found in each run, a row is divided by its largest magnitude, and the step to codes
     is a constant. When one token is decoded, each small node costs as much as a tenth of a product.
+    A stored scale is the step, so that nothing is divided before.
     """
     source, stored, *_ = node.args
     scheme = ActivationScheme.read_by(node)
     x = b.cast(b.values[source], torch.float32)  # type: ignore[index]
-    if stored is None:
-        unit, step = _largest(b, x, scheme), 1 / reach(scheme.dtype)
-    else:
-        unit, step = b.cast(b.values[stored], torch.float32), 1.0  # type: ignore[index]
-    constant = b.constant(step, torch.float32)
-    return Codes(b.op("QuantizeLinear", b.op("Div", x, unit), constant, MIDDLE), constant, unit)
+    if stored is not None:
+        step = b.cast(b.values[stored], torch.float32)  # type: ignore[index]
+        return Codes(b.op("QuantizeLinear", x, step, MIDDLE), step, None)
+    unit, step = _largest(b, x, scheme), b.constant(1 / reach(scheme.dtype), torch.float32)
+    return Codes(b.op("QuantizeLinear", b.op("Div", x, unit), step, MIDDLE), step, unit)
 
 
 def _largest(b: Builder, x: ir.Value, scheme: ActivationScheme) -> ir.Value:

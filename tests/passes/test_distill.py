@@ -279,7 +279,8 @@ def test_linear_layers_in_bfloat16_have_its_precision_there_and_back() -> None:
         (y.square().sum()).backward()
         results.append([y.detach(), *(one.grad for one in arguments)])
     for exact, rounded in zip(*results, strict=True):
-        assert rounded is not None and exact is not None
+        assert rounded is not None
+        assert exact is not None
         assert rounded.dtype == torch.float32
         error = float((rounded - exact).norm() / exact.norm())
         assert 0 < error < 0.01
