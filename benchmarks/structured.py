@@ -44,7 +44,7 @@ MODELS: Mapping[str, Callable[[], Path]] = {
     "gemma3": assets.gemma3,
     "smollm2-healed": assets.smollm2,
 }
-"""The models; of those that are healed, for half an hour each, more samples should be given."""
+"""The models; of those that are healed, for 20 to 30 minutes each, more samples should be given."""
 
 Row = tuple[str, str, float]
 """A tool, its method, and the ratio that it is asked for."""
