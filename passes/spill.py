@@ -6,7 +6,8 @@ import ctypes
 import mmap
 import os
 import tempfile
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
@@ -17,23 +18,45 @@ PREFIX = "planish-"
 ENDLESS = 1 << 62
 """Bytes of memory where nobody says how many there are."""
 
-CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where Linux says how much a container may use, in version 2 and 1 of control groups."""
+GROUPS = Path("/proc/self/cgroup")
+"""Where Linux says which control groups this process is in."""
+
+LIMITS = Path("/sys/fs/cgroup")
+"""Where it says what these allow."""
 
 
 def memory_size() -> int:
-    """Bytes of memory that the machine has, or that its container allows, if that is less."""
+    """Bytes of memory that the machine has, or that a control group allows, if that is less."""
     try:
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         machine = ENDLESS
-    return min([machine, *map(_said_in, CONTAINER)])
+    return min([machine, *map(_said_in, _limits())])
 
 
-def _said_in(file: str) -> int:
+def _limits() -> Iterator[Path]:
+    """Files that say how much the groups of this process may use, each group's and its parents'.
+
+    Version 2 has one tree of groups, version 1 one for memory. In a container the paths may be
+    those of the machine, which it does not see; what the root says is then what holds.
+    """
+    try:
+        lines = GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for _, kinds, path in (line.split(":", 2) for line in lines):
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        tree, file = ("memory", "memory.limit_in_bytes") if kinds else ("", "memory.max")
+        group = PurePosixPath(path)
+        for one in (group, *group.parents):
+            yield LIMITS / tree / one.relative_to("/") / file
+
+
+def _said_in(file: Path) -> int:
     """The number in a file; without end where it says something else, such as `max`."""
     try:
-        return int(Path(file).read_text(encoding="utf-8"))
+        return int(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ENDLESS
 

@@ -385,14 +385,34 @@ def test_a_head_is_rounded_to_nearest_and_says_so() -> None:
     assert torch.equal(made.tensors[name], plain.tensors[name])
 
 
-@pytest.mark.parametrize(("said", "size"), [("123456\n", 123456), ("max\n", None), (None, None)])
-def test_memory_is_what_the_container_allows(
-    said: str | None, size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("groups", "file", "said", "size"),
+    [
+        ("0::/", "memory.max", "123456\n", 123456),
+        ("0::/a/b", "a/memory.max", "123456\n", 123456),
+        ("0::/a/b", "a/b/memory.max", "max\n", None),
+        ("3:cpu:/\n4:memory:/a", "memory/a/memory.limit_in_bytes", "123456\n", 123456),
+        ("4:memory:/a", "memory/memory.limit_in_bytes", "123456\n", 123456),
+        ("3:cpu:/a", "cpu/a/memory.limit_in_bytes", "123456\n", None),
+        (None, "memory.max", "123456\n", None),
+    ],
+)
+def test_memory_is_what_the_control_group_allows(
+    groups: str | None,
+    file: str,
+    said: str,
+    size: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(spill, "CONTAINER", ())
+    """Of the group's and its parents' limits the least."""
+    monkeypatch.setattr(spill, "GROUPS", tmp_path / "none")
     machine = memory_size()
     assert 1 << 20 < machine <= ENDLESS
-    if said is not None:
-        (tmp_path / "memory.max").write_text(said)
-    monkeypatch.setattr(spill, "CONTAINER", (str(tmp_path / "memory.max"),))
+    if groups is not None:
+        (tmp_path / "groups").write_text(groups + "\n")
+        monkeypatch.setattr(spill, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(spill, "LIMITS", tmp_path)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(said)
     assert memory_size() == (machine if size is None else size)
