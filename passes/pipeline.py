@@ -22,7 +22,7 @@ from planish.ir.progress import Progress, silent
 from planish.ir.shapes import well_formed
 from planish.passes.contract import LongPass, Pass, options_of
 from planish.passes.products import quick_products
-from planish.passes.spill import put_back, spilled
+from planish.passes.spill import put_back, return_freed, spilled
 from planish.passes.work import Journal, Work, digest
 
 Outputs = list[dict[str, Tensor]]
@@ -128,6 +128,7 @@ def apply(
         folder = resume and resume / f"{place}-{name}"
         after = _run(name, one, program, original, progress, folder)
         seconds = time.perf_counter() - start
+        return_freed()
         well_formed(after)
         outputs_after = evaluated(after)
         error = _error(name, one, outputs, outputs_after, _states(program))
