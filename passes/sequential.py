@@ -2,8 +2,8 @@
 
 The graph is run once over all samples, a stretch of nodes at a time: up to the first layer that is
 not yet done, whose input is then known for every sample. What is kept between stretches is what
-later nodes read, so memory is a few activations a sample, not a model's worth of them; beyond a
-quarter of the machine's memory they lie in files.
+later nodes read, so memory is a few activations a sample, not a model's worth of them; beyond an
+eighth of the machine's memory they lie in files.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from planish.ir.program import Program, Sample
 from planish.passes.spill import is_spilled, memory_size, put_back, return_freed, spilled
 from planish.passes.work import UNSEEN
 
-LIMIT = memory_size() // 4
-"""Bytes of activations that a run keeps in memory; more lie in unnamed temporary files."""
+LIMIT = memory_size() // 8
+"""Bytes of activations that a run keeps in memory; more lie in unnamed temporary files. A walk may
+hold two runs."""
 
 SMALL = 1 << 16
 """Bytes of a tensor that is not worth a file."""
