@@ -15,6 +15,7 @@ from torch import Tensor
 
 from planish.ir.carried import pairs
 from planish.ir.errors import PlanishError
+from planish.ir.finite import is_finite
 from planish.ir.isolation.programs import analyse_program, explain, require
 from planish.ir.isolation.verdict import Analysis
 from planish.ir.program import Change, Program
@@ -221,7 +222,7 @@ def _error(name: str, one: Pass, before: Outputs, after: Outputs, states: set[st
             if not expected.is_floating_point() or output in gone:
                 continue
             got = new[output]
-            if not _finite(got) and _finite(expected):
+            if not is_finite(got) and is_finite(expected):
                 raise BrokenPromise(f"{name}: {output} is not finite any more after this pass.")
             if output in moved:
                 continue
@@ -236,10 +237,6 @@ def _error(name: str, one: Pass, before: Outputs, after: Outputs, states: set[st
                     f"{error:.1e} of its size (rounding would be under {tolerance:.0e})."
                 )
     return worst
-
-
-def _finite(tensor: Tensor) -> bool:
-    return all(bool(torch.isfinite(part).all()) for part in tensor.flatten().split(_AT_ONCE))
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from planish.ir.errors import PlanishError
+from planish.ir.finite import not_finite
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -210,8 +211,9 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
         BadCheckpoint: naming the first such tensor.
     """
     for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
-            count = int((~torch.isfinite(tensor)).sum())
+        if not tensor.is_floating_point() or tensor.is_meta:
+            continue
+        if count := not_finite(tensor):
             raise BadCheckpoint(
                 f"{name}: {key} holds {count} NaN or infinite values out of {tensor.numel()}. "
                 "The checkpoint is broken, or was saved in the middle of a failed training run."

@@ -44,6 +44,7 @@ def load(path: Path) -> onnx.ModelProto:
             f"{path} is not an ONNX model: its content is no such protobuf. Give a file that "
             "was exported as ONNX, and check that it was copied whole."
         ) from problem
+    del content  # up to 2 GiB, which the model holds by now
     check(model, path.parent)
     return model
 

@@ -18,8 +18,12 @@ from planish.lowering.onnx.target import CPU, Target
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 
-EXTERNAL_ABOVE = 1_500_000_000
-"""Bytes of tensors from which on they get a file of their own; a model file holds at most 2 GiB."""
+EXTERNAL_ABOVE = 50_000_000
+"""Bytes of tensors from which on they get a file of their own.
+
+That one is written a tensor at a time and read as it is needed, while a model file is built,
+checked and loaded whole in memory, several times over; it holds at most 2 GiB, too.
+"""
 
 
 ROUNDED_ACTIVATIONS = (
