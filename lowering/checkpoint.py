@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from planish.lowering.compressed_tensors import (
 from planish.lowering.hf_config import Sought, check_outputs, configs_for, with_epsilon
 from planish.lowering.hf_depth import shortened
 from planish.lowering.hf_experts import Layout, layout_of
+from planish.lowering.hf_settings import built
+from planish.lowering.hf_uneven import put_together, uneven_config, uneven_layers, uneven_notes
 
 SHARD = 5_000_000_000
 """Bytes of tensors that one file holds at most; transformers' own default."""
@@ -109,9 +112,8 @@ def write_checkpoint(
     copy_companions(original.source, folder)
     paths = tuple(folder / name for name in written.filename_to_tensors)
     nbytes = sum(path.stat().st_size for path in paths)
-    return CheckpointFiles(
-        paths, nbytes, (*notes(quantized, _dtype(program)), *layout.notes(quantized))
-    )
+    said = (*notes(quantized, _dtype(program)), *layout.notes(quantized), *uneven_notes(config))
+    return CheckpointFiles(paths, nbytes, said)
 
 
 def _check_stacks(program: Program) -> None:
@@ -179,17 +181,23 @@ def _sized(program: Program, original: Program, quantized: Mapping[str, Form]) -
     kept = set(program.tensors) - read_by_quantized(program) | set(quantized)
     if kept != set(original.tensors):
         check_same_model(program, original, quantized)
-    whole = _multiplied_out(program)
-    if all(tensor.shape == original.tensors[name].shape for name, tensor in whole.items()):
+    if all(shape == original.tensors[name].shape for name, shape in _shapes(program).items()):
         return program.source.config
+    whole = _multiplied_out(program)
     tensors = {**whole, **{other: whole[name] for other, name in program.aliases.items()}}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     known = frozenset(original.source.stored_names) - set(shapes)
+    sought = Sought(original.source, shapes, known)
+    layers = uneven_layers(shapes)
+    if layers and not uneven_layers(_shapes(original)):
+        config = with_epsilon(uneven_config(sought, layers), program, original)
+        check_outputs(partial(put_together, config, layers), program, tensors)
+        return config
     refused: NotExpressible | None = None
-    for found in configs_for(Sought(original.source, shapes, known)):
+    for found in configs_for(sought):
         config = with_epsilon(found, program, original)
         try:
-            check_outputs(config, program, tensors)
+            check_outputs(partial(built, config), program, tensors)
         except NotExpressible as error:  # right in shape alone, as 4 heads of 16 for 16 heads of 4
             refused = refused or error
         else:
@@ -198,14 +206,25 @@ def _sized(program: Program, original: Program, quantized: Mapping[str, Form]) -
     raise refused
 
 
+def _shapes(program: Program) -> dict[str, tuple[int, ...]]:
+    """Those of `_multiplied_out`, which would take the memory of the whole model."""
+    whole, quantized = _by_form(program)
+    shapes = {name: tuple(tensor.shape) for name, tensor in whole.items()}
+    return shapes | {name: tuple(tensor.shape) for name, tensor in quantized.items()}
+
+
 def _multiplied_out(program: Program) -> dict[str, Tensor]:
     """The tensors of a program, quantized weights in floating point."""
+    whole, quantized = _by_form(program)
+    return {**whole, **{name: tensor.dequantize() for name, tensor in quantized.items()}}
+
+
+def _by_form(program: Program) -> tuple[dict[str, Tensor], dict[str, QuantizedTensor]]:
+    """The tensors of a program that are numbers as they are, and those that are packed."""
     packed = read_by_quantized(program)
-    tensors = {name: one for name, one in program.tensors.items() if name not in packed}
-    for node in program.nodes(dequantize):
-        name, tensor = QuantizedTensor.read_by(node, program.tensors)
-        tensors[name] = tensor.dequantize()
-    return tensors
+    whole = {name: one for name, one in program.tensors.items() if name not in packed}
+    nodes = program.nodes(dequantize)
+    return whole, dict(QuantizedTensor.read_by(node, program.tensors) for node in nodes)
 
 
 def _config(

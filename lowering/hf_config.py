@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from planish.ir import ops
 from planish.ir.program import Program, Sample, Source
@@ -91,6 +91,9 @@ def configs_for(sought: Sought) -> Iterator[dict[str, Any]]:
         raise NotExpressible(
             f"transformers does not build a {sought.source.name} of its own config: {error}"
         ) from error
+    if not wrong:
+        yield settings
+        return
     search = _Search(sought)
     found = False
     for fitting in search.below(full, wrong):
@@ -260,11 +263,13 @@ def _epsilons(program: Program) -> set[Any]:
     return set(found)
 
 
-def check_outputs(settings: Settings, program: Program, tensors: Mapping[str, Tensor]) -> None:
+def check_outputs(
+    build: Callable[[], nn.Module], program: Program, tensors: Mapping[str, Tensor]
+) -> None:
     """Run transformers' model beside the program, on a sample without a past where there is one.
 
     Args:
-        settings: of the model, which is built once more in memory.
+        build: gives the model, in memory.
         program: with samples.
         tensors: of the program in floating point, aliases too.
 
@@ -274,7 +279,7 @@ def check_outputs(settings: Settings, program: Program, tensors: Mapping[str, Te
     sample = next((one for one in program.samples if _begins(one)), None)
     if sample is None or any(tensor.is_meta for tensor in tensors.values()):
         return
-    model = built(settings)
+    model = build()
     model.to(next(one.dtype for one in tensors.values() if one.is_floating_point()))
     model.load_state_dict({**tensors}, strict=False)
     given = {name: value for name, value in sample.items() if value.numel()}

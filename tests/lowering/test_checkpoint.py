@@ -88,6 +88,19 @@ def test_a_product_beside_a_layer_has_no_checkpoint(llama: Program, tmp_path: Pa
         write_checkpoint(program, llama, tmp_path)
 
 
+def test_packed_weights_are_written_as_they_are(
+    llama: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Multiplied out, they would take the memory of the whole model once more."""
+    program = QuantizeWeights(bits=4, group_size=32)(llama)
+
+    def refuse(tensor: QuantizedTensor) -> None:
+        raise AssertionError(tensor.shape)
+
+    monkeypatch.setattr(QuantizedTensor, "dequantize", refuse)
+    write_checkpoint(program, llama, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("weights", "inputs", "form"),
     [

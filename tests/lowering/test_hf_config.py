@@ -86,11 +86,7 @@ def test_pruned_and_quantized_loads(tmp_path: Path) -> None:
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
 
 
-def test_what_no_config_says_is_refused_with_the_tensor(tmp_path: Path) -> None:
-    program = from_checkpoint(tiny_folder("llama", tmp_path / "source"))
-    one = PruneChannels(ratio=0.25, importance="magnitude", ignore=("model.layers.0.*",))
-    with pytest.raises(NotExpressible, match=r"gives model\.layers\.\d\.mlp.*sizes differ from"):
-        write_checkpoint(one(program), program, tmp_path)
+def test_what_no_config_says_is_refused(tmp_path: Path) -> None:
     gpt2 = from_checkpoint(tiny_folder("gpt2", tmp_path / "gpt2", layers=1))
     with pytest.raises(NotExpressible, match="no config of GPT2LMHeadModel gives"):
         write_checkpoint(HEADS(gpt2), gpt2, tmp_path)
