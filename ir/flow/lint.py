@@ -6,6 +6,7 @@ other. ONNX's own checker lets several such files pass; these checks refuse them
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,8 @@ def _check_nodes(
                     "nodes or export it again."
                 )
         place = f"node {_named(node)} of {where}"
+        if node.op_type == "Einsum":
+            _check_equation(node, place)
         _check_attributes(node.attribute, defined | outer, folder, depth, place)
         for name in filter(None, node.output):
             if name in defined or name in outer:
@@ -199,6 +202,21 @@ def _check_nodes(
                     "Give each value a name of its own."
                 )
             defined.add(name)
+
+
+def _check_equation(node: NodeProto, where: str) -> None:
+    """An equation is made of letters: others hang ONNX Runtime 1.32 when it infers shapes."""
+    equations = (one.s for one in node.attribute if one.name == "equation")
+    for equation in equations:
+        if not _EQUATION.fullmatch(equation.replace(b" ", b"")):
+            raise AmbiguousGraph(
+                f"The equation {equation!r} of {where} is none: it takes letters, a term for each "
+                "input, such as 'ab,bc->ac'. Export the model again."
+            )
+
+
+_TERM = rb"[A-Za-z]*(?:\.\.\.[A-Za-z]*)?"
+_EQUATION = re.compile(rb"%b(?:,%b)*(?:->%b)?" % (_TERM, _TERM, _TERM))
 
 
 def _check_attributes(

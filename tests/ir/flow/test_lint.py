@@ -31,6 +31,19 @@ def test_a_sound_model_passes() -> None:
     check(sound())
 
 
+@pytest.mark.parametrize(
+    "equation", ["ij,jk->ik", "...ij, ...jk -> ...ik", "bii", "aB,Bc", "ij->", ""]
+)
+def test_equations_of_letters_pass(equation: str) -> None:
+    check(model([node("Einsum", "x x", "y", equation=equation)], {"x": ["B", 8]}))
+
+
+@pytest.mark.parametrize("equation", ["abcd,ab35&>dc", "ij->jk->k", "i.j", "ij->a,b", b"\xff"])
+def test_what_is_no_equation_is_refused(equation: str) -> None:
+    with pytest.raises(AmbiguousGraph, match="takes letters"):
+        check(model([node("Einsum", "x x", "y", equation=equation)], {"x": ["B", 8]}))
+
+
 def cyclic(proto: onnx.ModelProto) -> None:
     proto.graph.node[0].input[1] = "y"
 
