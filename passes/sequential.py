@@ -172,16 +172,35 @@ class Run:
         for feeds, values in zip(self._feeds, self._values, strict=True):
             self._compute(stretch, feeds, values)
             self._forget(values, stop)
+            self._share(values, stretch)
             self._spill(values)
         self._forget(self.weights, stop)
         self._at = stop
         return_freed()
 
+    def _share(self, values: dict[fx.Node, Value], nodes: Sequence[fx.Node]) -> None:
+        """Hold what is the same for the first sample once: masks and angles of equal lengths."""
+        first = self._values[0]
+        for node in filter(first.__contains__, nodes):
+            one, other = values[node], first[node]
+            if one is not other and _counts(node, one) and torch.equal(one, other):
+                values[node] = other
+
     def _spill(self, values: dict[fx.Node, Value]) -> None:
         """Move the tensors of one sample to files, where all samples hold more than `LIMIT`."""
-        held = [one for known in self._values for node, one in known.items() if _counts(node, one)]
-        if sum(tensor.nbytes for tensor in held) > LIMIT:
-            values |= {node: spilled(one) for node, one in values.items() if _counts(node, one)}
+        held = {
+            id(one): one.nbytes
+            for known in self._values
+            for node, one in known.items()
+            if _counts(node, one)
+        }
+        if sum(held.values()) > LIMIT:
+            first = self._values[0] if values is not self._values[0] else {}
+            values |= {
+                node: spilled(one)
+                for node, one in values.items()
+                if _counts(node, one) and one is not first.get(node)
+            }
         for value in values.values():
             if isinstance(value, Tensor):
                 put_back(value)

@@ -187,6 +187,32 @@ def test_what_is_only_returned_is_not_kept() -> None:
     assert head.args[0] in kept
 
 
+@pytest.mark.parametrize("limit", [sequential.LIMIT, 0])
+def test_samples_of_one_length_share_masks_and_angles(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequential, "SMALL", 0)
+    monkeypatch.setattr(sequential, "LIMIT", limit)
+    program = captured("llama")[1]
+    tokens = dict(program.samples[0])
+    other = {**tokens, "input_ids": tokens["input_ids"].flip(1)}
+    run = Run(program, [tokens, other])
+    *_, head = program.graph.find_nodes(op="call_function", target=aten.linear.default)
+    products = list(program.graph.find_nodes(op="call_function", target=aten.linear.default))
+    run.until(products[len(products) // 2])
+    first, second = vars(run)["_values"]
+    tensors = {node for node in first if isinstance(first[node], Tensor)}
+    computed = {node for node in tensors if node.op != "placeholder"}
+    alike = {node for node in computed if torch.equal(first[node], second[node])}
+    assert alike
+    assert alike < computed
+    assert all(first[node] is second[node] for node in alike)
+    run.until(head)
+    weight = program.tensors[str(head.args[1].target)]
+    for given, rows in zip((tokens, other), run.read(head.args[0]), strict=True):
+        torch.testing.assert_close(aten.linear(rows, weight), program.run(**given)["logits"])
+
+
 def test_what_does_not_fit_lies_in_files(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Gptq(bits=4, group_size=32)(program)
     moved = []
