@@ -37,6 +37,7 @@ from planish.lowering.compressed_tensors import (
 from planish.lowering.hf_config import Sought, check_outputs, configs_for, with_epsilon
 from planish.lowering.hf_depth import shortened
 from planish.lowering.hf_experts import Layout, layout_of
+from planish.lowering.hf_folded import unfolded
 from planish.lowering.hf_settings import built
 from planish.lowering.hf_uneven import put_together, uneven_config, uneven_layers, uneven_notes
 
@@ -96,10 +97,12 @@ def write_checkpoint(
     if original.source.kind != "huggingface":
         raise NotExpressible(f"{original.source.name} did not come from one.")
     _check_stacks(program)
-    program, original = shortened(program, original)
+    whole, original = unfolded(program, original)
+    folded = whole is not program
+    program, original = shortened(whole, original)
     quantized = forms_of(program, original)
     layout = layout_of(program, original)
-    config = _sized(program, original, quantized)
+    config = _sized(program, original, quantized, check=folded)
     tensors = _stored(program, original, quantized, layout)
     written = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard)
     for name, members in written.filename_to_tensors.items():
@@ -172,8 +175,16 @@ def _stored(
     return dict(sorted(tensors.items()))
 
 
-def _sized(program: Program, original: Program, quantized: Mapping[str, Form]) -> Mapping[str, Any]:
+def _sized(
+    program: Program, original: Program, quantized: Mapping[str, Form], *, check: bool
+) -> Mapping[str, Any]:
     """The config of a model with the program's shapes: where none changed, the source's own.
+
+    Args:
+        program: what passes made.
+        original: what they were given.
+        quantized: the layers that are.
+        check: whether to run transformers' model of the source's own config, too.
 
     Raises:
         NotExpressible: if tensors were added or are missing, or no config has these shapes.
@@ -181,10 +192,14 @@ def _sized(program: Program, original: Program, quantized: Mapping[str, Form]) -
     kept = set(program.tensors) - read_by_quantized(program) | set(quantized)
     if kept != set(original.tensors):
         check_same_model(program, original, quantized)
-    if all(shape == original.tensors[name].shape for name, shape in _shapes(program).items()):
+    same = all(shape == original.tensors[name].shape for name, shape in _shapes(program).items())
+    if same and not check:
         return program.source.config
     whole = _multiplied_out(program)
     tensors = {**whole, **{other: whole[name] for other, name in program.aliases.items()}}
+    if same:
+        check_outputs(partial(built, program.source.config), program, tensors)
+        return program.source.config
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     known = frozenset(original.source.stored_names) - set(shapes)
     sought = Sought(original.source, shapes, known)

@@ -24,6 +24,7 @@ from planish.lowering.checkpoint import check_same_model
 from planish.lowering.compressed_tensors import Form, NotExpressible, forms_of
 from planish.lowering.gguf_tokenizer import LEAVE_OUT, check_tokenizer, write_tokenizer
 from planish.lowering.hf_depth import shortened
+from planish.lowering.hf_folded import unfolded
 
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -62,7 +63,7 @@ def write_gguf(program: Program, original: Program, path: Path) -> int:
             words for.
     """
     check_source(original.source)
-    program, original = shortened(program, original)
+    program, original = shortened(*unfolded(program, original))
     config = original.source.config
     architecture = ARCHITECTURES[str(config["model_type"])]
     forms = forms_of(program, original)

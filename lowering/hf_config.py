@@ -100,7 +100,7 @@ def configs_for(sought: Sought) -> Iterator[dict[str, Any]]:
         found = True
         yield _shortest(sought, settings, fitting)
     if not found:
-        raise NotExpressible(_why(sought, search.closest or wrong))
+        raise NotExpressible(_why(sought, search.closest or wrong, search.refused))
 
 
 class _Search:
@@ -108,10 +108,12 @@ class _Search:
 
     Attributes:
         closest: the fewest tensors that were left wrong.
+        refused: why transformers did not build the first config that it did not.
     """
 
     def __init__(self, sought: Sought) -> None:
         self.closest: dict[str, tuple[Any, Any]] | None = None
+        self.refused = ""
         self._sought = sought
         self._seen: set[str] = set()
         self._first: list[tuple[int, int]] = []
@@ -131,7 +133,8 @@ class _Search:
             self._seen.add(text)
             try:
                 left = self._sought.wrong(changed)
-            except ValueError:
+            except ValueError as error:
+                self.refused = self.refused or str(error)
                 continue
             if not left:
                 yield changed
@@ -141,12 +144,17 @@ class _Search:
                 yield from self.below(changed, left)
 
 
-def _why(sought: Sought, wrong: Mapping[str, tuple[Any, Any]]) -> str:
+def _why(sought: Sought, wrong: Mapping[str, tuple[Any, Any]], refused: str) -> str:
     name, (has, should) = min(wrong.items())
+    because = (
+        f'transformers says "{" ".join(refused.split()).rstrip(".")}"'
+        if refused
+        else "sizes differ from layer to layer, or transformers has no field for them"
+    )
     return (
         f"no config of {sought.source.name} gives {name} the shape {should} (it has {has}), with "
-        f"{len(wrong) - 1} more tensors: sizes differ from layer to layer, or transformers has no "
-        "field for them. The artifact itself runs in Planish and ONNX Runtime."
+        f"{len(wrong) - 1} more tensors: {because}. The artifact itself runs in Planish and ONNX "
+        "Runtime."
     )
 
 

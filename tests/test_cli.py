@@ -87,7 +87,7 @@ def test_without_a_checkpoint_the_tokenizer_is_carried_along(
     source = tmp_path / "source"
     shutil.copytree(model, source)
     (source / "chat_template.jinja").write_text("{{ messages }}")
-    (tmp_path / "r.yaml").write_text("passes: [rotate]")
+    (tmp_path / "r.yaml").write_text("passes: [{low_rank: {ratio: 0.9}}]")
     ran = run("convert", source, "-r", tmp_path / "r.yaml", "-o", tmp_path / "out")
     assert ran.code == 0
     notes = artifact.read_manifest(tmp_path / "out")["notes"]

@@ -102,11 +102,16 @@ def _untied(program: Program) -> Program:
             readers = [one for read in edit.nodes() if read.target == name for one in read.users]
             for reader in readers:
                 if table.op == "get_attr" and reader.target is not aten.embedding.default:
-                    own = edit.read(f"{name}.of.{reader.name}", edit.tensors[name], before=reader)
+                    own = edit.read(own_table(table, reader), edit.tensors[name], before=reader)
                     for read in reader.all_input_nodes:
                         if read.target == name:
                             reader.replace_input_with(read, own)
     return edit.program
+
+
+def own_table(table: fx.Node, reader: fx.Node) -> str:
+    """The name of the tensor that a reader of a shared table has once it is untied."""
+    return f"{table.target}.of.{reader.name}"
 
 
 def _folding(weight: fx.Node, ways: Sequence[Scaling]) -> tuple[Scaling, Scaling] | None:

@@ -22,6 +22,7 @@ from planish.passes.cast import Cast
 from planish.passes.pipeline import relative_error
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_weights import QuantizeWeights
+from planish.passes.rotate import Rotate
 from support.models import VOCABULARY, tiny_folder
 
 
@@ -79,6 +80,7 @@ def test_what_reads_it_computes_the_same(family: str, tmp_path: Path) -> None:
     original = from_checkpoint(folder_of(family, tmp_path / family))
     for program, bound in (
         (original, 1e-5),
+        (Rotate()(original), 1e-4),
         (QuantizeWeights(bits=4, group_size=32)(original), 5e-3),
     ):
         write_gguf(program, original, tmp_path / "model.gguf")
