@@ -27,6 +27,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 TOLERANCE = 1e-3
 """How far the model of transformers may be from the program: relative, of the first output."""
 
+ROUNDINGS = 8
+"""And how many roundings of the model's dtype, where that is more: both round along the way."""
+
 TRIALS = 120
 """How many configs are tried at most; each builds a model without memory."""
 
@@ -288,7 +291,8 @@ def check_outputs(
     if sample is None or any(tensor.is_meta for tensor in tensors.values()):
         return
     model = build()
-    model.to(next(one.dtype for one in tensors.values() if one.is_floating_point()))
+    dtype = next(one.dtype for one in tensors.values() if one.is_floating_point())
+    model.to(dtype)
     model.load_state_dict({**tensors}, strict=False)
     given = {name: value for name, value in sample.items() if value.numel()}
     try:
@@ -300,7 +304,9 @@ def check_outputs(
         ) from error
     expected = program.run(**sample)[program.outputs[0]].double()
     off = (got - expected).norm() / expected.norm().clamp_min(1e-30)
-    if got.shape != expected.shape or not float(off) <= TOLERANCE:
+    if got.shape != expected.shape or not float(off) <= max(
+        TOLERANCE, ROUNDINGS * torch.finfo(dtype).eps
+    ):
         raise NotExpressible(
             f"{program.source.name} of transformers has tensors of these shapes and computes "
             f"something else with them ({float(off):.1e} off): its config cannot say what changed. "

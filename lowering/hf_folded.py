@@ -37,14 +37,9 @@ def unfolded(program: Program, original: Program) -> tuple[Program, Program]:
         split = _tables(edit, program, original)
     if not back and not split:
         return program, original
-    source = original.source
-    if split:
-        source = replace(source, config=_tying_nothing(source.config))
-        original = _apart(original, split)
-    return (
-        replace(edit.program, source=source),
-        replace(original, source=source),
-    )
+    if not split:
+        return edit.program, original
+    return _telling(edit.program), _telling(_apart(original, split))
 
 
 def _norms(edit: Edit, program: Program, original: Program) -> int:
@@ -62,8 +57,10 @@ def _norms(edit: Edit, program: Program, original: Program) -> int:
         if name is None or name in program.tensors or (now is not None and _stored(now) is None):
             continue
         value = _ones(edit, node) if now is None else evaluate_constant(program, now)
-        node.update_arg(place, _restored(edit, original, weight, name, value, node))
-        found += 1
+        tensor = _giving(value, original, weight, name)
+        if tensor is not None:
+            node.update_arg(place, _copied(edit, weight, tensor, node))
+            found += 1
     return found
 
 
@@ -81,23 +78,28 @@ def _ones(edit: Edit, node: fx.Node) -> Tensor:
     return torch.ones(int(value.shape[-1]), dtype=value.dtype, device=device)
 
 
-def _restored(
-    edit: Edit, original: Program, weight: Any, name: str, value: Tensor, before: fx.Node
-) -> fx.Node:
-    """The original's reading of a norm's weight, of a tensor with which it gives a value.
+def _giving(value: Tensor, original: Program, weight: fx.Node, name: str) -> Tensor | None:
+    """What to store as the tensor that a norm's weight is made of, so that it has a value.
 
-    Some models store what is added to one: what is read is a + b * tensor, elementwise.
+    Some models store what is added to one: what is read is a + b * tensor, elementwise. None where
+    it would be read in another dtype.
     """
-    stored = original.tensors[name]
+    like = original.tensors[name].to(value.dtype)
     zeros, ones = (
-        evaluate_constant(replace(original, tensors={name: torch.full_like(stored, n)}), weight)
+        evaluate_constant(replace(original, tensors={name: torch.full_like(like, n)}), weight)
         for n in (0, 1)
     )
-    given = ((value - zeros[0]) / (ones - zeros)[0]).to(stored.dtype)
+    if ones.dtype != value.dtype:
+        return None
+    return (value - zeros[0]) / (ones - zeros)[0]
+
+
+def _copied(edit: Edit, weight: fx.Node, tensor: Tensor, before: fx.Node) -> fx.Node:
+    """The original's reading of a norm's weight, of another tensor of the same name."""
     copies: dict[fx.Node, fx.Node] = {}
     for part in ancestry(weight):
         if part.op == "get_attr":
-            copies[part] = edit.read(name, given, before=before)
+            copies[part] = edit.read(str(part.target), tensor, before=before)
         else:
             args, kwargs = fx.map_arg((part.args, part.kwargs), copies.__getitem__)
             operator: Any = part.target
@@ -135,6 +137,12 @@ def _apart(original: Program, split: Mapping[str, fx.Node]) -> Program:
                 if read.target == table:
                     reader.replace_input_with(read, own)
     return edit.program
+
+
+def _telling(program: Program) -> Program:
+    """A program whose config says that nothing is tied."""
+    config = _tying_nothing(program.source.config)
+    return replace(program, source=replace(program.source, config=config))
 
 
 def _tying_nothing(config: Mapping[str, Any]) -> dict[str, Any]:

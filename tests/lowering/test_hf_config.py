@@ -11,6 +11,7 @@ from planish.ir.program import Program
 from planish.lowering.checkpoint import write_checkpoint
 from planish.lowering.compressed_tensors import NotExpressible
 from planish.lowering.hf_config import Sought, configs_for
+from planish.passes.cast import Cast
 from planish.passes.prune import PruneChannels, PruneEmbedding, PruneExperts, PruneHeads
 from planish.passes.quantize_weights import QuantizeWeights
 from support.folders import loads_alike
@@ -84,6 +85,13 @@ def test_pruned_and_quantized_loads(tmp_path: Path) -> None:
     config = written(after, program, tmp_path / "out")
     assert config["intermediate_size"] == 128
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+
+
+def test_a_pruned_model_in_bfloat16_may_round_along_the_way(tmp_path: Path) -> None:
+    program = from_checkpoint(tiny_folder("llama", tmp_path / "source", layers=2))
+    write_checkpoint(Cast(dtype="bfloat16")(CHANNELS(program)), program, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["intermediate_size"], config["dtype"]) == (144, "bfloat16")
 
 
 def test_what_no_config_says_is_refused(tmp_path: Path) -> None:

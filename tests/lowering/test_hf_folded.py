@@ -15,6 +15,7 @@ from planish.ir.program import Program
 from planish.lowering.checkpoint import write_checkpoint
 from planish.lowering.compressed_tensors import NotExpressible
 from planish.lowering.hf_folded import unfolded
+from planish.passes.cast import Cast
 from planish.passes.prune_depth import PruneDepth
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.rotate import Rotate
@@ -112,6 +113,14 @@ def test_turned_quantized_and_shortened_models_load(tmp_path: Path) -> None:
     short = PruneDepth(layers=1, choose="even")(Rotate()(program))
     found = changes(short, program, tmp_path / "short", fresh=False)
     assert found["num_hidden_layers"] == 2
+
+
+def test_a_turned_model_keeps_the_dtype_that_it_was_cast_to(tmp_path: Path) -> None:
+    program = tiny("qwen2", tmp_path)
+    write_checkpoint(Cast(dtype="bfloat16")(Rotate()(program)), program, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    assert config.items() >= OWN_HEAD.items()
 
 
 def test_a_width_that_heads_do_not_divide_is_refused_in_the_words_of_transformers(
