@@ -201,8 +201,8 @@ def _sized(
         check_outputs(partial(built, program.source.config), program, tensors)
         return program.source.config
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    known = frozenset(original.source.stored_names) - set(shapes)
-    sought = Sought(original.source, shapes, known)
+    known = frozenset(program.source.stored_names) - set(shapes)
+    sought = Sought(program.source, shapes, known)
     layers = uneven_layers(shapes)
     if layers and not uneven_layers(_shapes(original)):
         config = with_epsilon(uneven_config(sought, layers), program, original)
