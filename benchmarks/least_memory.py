@@ -12,6 +12,7 @@ without swap. Figures go to `benchmarks/results/least_memory.json`; tools that a
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quantization import DRIVER, prepare
+from quantization import DRIVER, ENVIRONMENT, prepare
 
 from planish.runtime.machine import this_machine
 
@@ -54,9 +55,14 @@ def tried(python: str, tool: str, limit: float, given: tuple[str, ...]) -> dict[
         enter = f'echo $$ > {processes} && exec "$@"'
         driver = (python, "-P", str(DRIVER), "quantize", tool, METHOD, *given, f"{scratch}/out")
         done = subprocess.run(
-            ["sh", "-c", enter, "sh", *driver], stdout=subprocess.DEVNULL, check=False
+            ["sh", "-c", enter, "sh", *driver],
+            stdout=subprocess.DEVNULL,
+            check=False,
+            env=ENVIRONMENT,
         )
     seconds = time.perf_counter() - start
+    if done.returncode not in (0, -signal.SIGKILL):
+        raise SystemExit(f"{tool} failed by something else than memory: {done.returncode}")
     return {"limit_gb": limit, "ended": done.returncode == 0, "seconds": seconds}
 
 

@@ -54,6 +54,9 @@ METHODS = {
 }
 LENGTH, WINDOW = 512, 1024
 
+ENVIRONMENT = {"GPTQMODEL_CPU_WORKERS": "2", **os.environ}
+"""For all tools: GPTQModel takes two cores for one, and wants two threads."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -114,13 +117,12 @@ def prepare(given: argparse.Namespace, folder: Path) -> Trial:
 
 def run(python: str, *arguments: str) -> dict[str, Any]:
     """What the driver's last line says; its other output goes to the error stream."""
-    environment = {"GPTQMODEL_CPU_WORKERS": "2", **os.environ}  # it takes one core for two threads
     done = subprocess.run(
         [python, "-P", str(DRIVER), *arguments],  # no file beside it stands in for a package
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        env=environment,
+        env=ENVIRONMENT,
     )
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found

@@ -80,7 +80,7 @@ class Slice(LongPass):
 
     tied: Literal["keep", "split"] = "keep"
     """What becomes of a table that embeds and gives logits: it stays one, as wide as it was, with
-    a matrix before and behind it; or it becomes two, each sliced."""
+    a matrix before and behind it; or it becomes two, each sliced, which transformers can load."""
 
     repair: bool = False
     """Whether weights that write to the stream are moved, by least squares, towards what the
