@@ -5,9 +5,10 @@
 
 As `quantization.py`, with SmolLM2-135M: the same drivers, samples and options. Each tool runs in a
 control group of Linux that may use so many GB (10^9 bytes), from the least limit on, until it
-comes to its end; what a mapped file holds is taken back by the system first, so that unlike the
-peak of a process (`quantization.json`) this is what a tool needs. Wants to be root, on a machine
-without swap. Figures go to `benchmarks/results/least_memory.json`; tools that are not named stay.
+comes to its end within twenty minutes. What a mapped file holds is taken back by the system first,
+so that unlike the peak of a process (`quantization.json`) this is what a tool needs. Wants to be
+root, on a machine without swap. Figures go to `benchmarks/results/least_memory.json`; tools that
+are not named stay.
 """
 
 import argparse
@@ -31,6 +32,8 @@ RESULTS = Path(__file__).parent / "results" / "least_memory.json"
 GROUPS = Path("/sys/fs/cgroup")
 LIMITS = (0.85, 1.05, 1.4, 1.7, 2.1)
 METHOD = "gptq"
+LONGEST = 1200
+"""Seconds that a tool gets."""
 
 
 @contextmanager
@@ -54,16 +57,21 @@ def tried(python: str, tool: str, limit: float, given: tuple[str, ...]) -> dict[
     with tempfile.TemporaryDirectory() as scratch, control_group(limit) as processes:
         enter = f'echo $$ > {processes} && exec "$@"'
         driver = (python, "-P", str(DRIVER), "quantize", tool, METHOD, *given, f"{scratch}/out")
-        done = subprocess.run(
-            ["sh", "-c", enter, "sh", *driver],
-            stdout=subprocess.DEVNULL,
-            check=False,
-            env=ENVIRONMENT,
-        )
+        code = _code(["sh", "-c", enter, "sh", *driver])
     seconds = time.perf_counter() - start
-    if done.returncode not in (0, -signal.SIGKILL):
-        raise SystemExit(f"{tool} failed by something else than memory: {done.returncode}")
-    return {"limit_gb": limit, "ended": done.returncode == 0, "seconds": seconds}
+    if code not in (0, -signal.SIGKILL):
+        raise SystemExit(f"{tool} failed by something else than memory: {code}")
+    return {"limit_gb": limit, "ended": code == 0, "seconds": seconds}
+
+
+def _code(command: list[str]) -> int:
+    """With what a command ends, or is ended: it may read its files again and again for hours."""
+    try:
+        return subprocess.run(
+            command, stdout=subprocess.DEVNULL, check=False, env=ENVIRONMENT, timeout=LONGEST
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return -signal.SIGKILL
 
 
 def main() -> None:
