@@ -23,6 +23,7 @@ NOT_COMPARED = {
     "torch_attn._varlen_attn.default": "has no kernel for CPUs",
     "aten.equal.default": "gives a truth value that torch computes for no symbolic shape",
     "aten.is_nonzero.default": "gives a truth value that torch computes for no symbolic shape",
+    **{f"aten.{name}": "older torch cannot trace it" for name in reduction_calls.UNTRACED},
 }
 """Rules that nothing is compared with, and why."""
 

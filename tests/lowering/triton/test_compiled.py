@@ -27,9 +27,11 @@ def name(row: dict[str, Any]) -> str:
 
 
 def check(row: dict[str, Any]) -> None:
+    """What is a compiler's own doing, such as registers, is compared for that of the table only."""
     took = resources(compile_for(spec_of(row["spec"])))
-    assert took.spilled <= row["spilled"]
-    assert took.registers <= 1.1 * row["registers"]
+    if triton.__version__ == TABLE["triton"]:
+        assert took.spilled <= row["spilled"]
+        assert took.registers <= 1.1 * row["registers"]
     assert took.shared <= row["shared"]
     assert (took.product, took.from_registers) == (row["product"], row["from_registers"])
 
